@@ -1,0 +1,123 @@
+"""Describes a running pool in files: `facts.json` for tests, `sites/images.yaml` for fermigrid.
+
+Usage: facts.py POOL_DIR BUILT_ROOTFS
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).resolve().parent
+IMAGES = "/cvmfs/fermi.test/images"
+SOFTWARE = "/cvmfs/fermi.test/software"
+# What the tests were written against; others are used with a word of warning.
+TESTED = {"condor": "25.", "apptainer": "1."}
+
+
+def read_settings(file: Path) -> dict[str, str]:
+    """The NAME=value lines of a file."""
+    return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+
+def image_facts(pool: Path, name: str, http_url: str) -> dict[str, Any]:
+    """Where an image is, its marker, sha256 and size of the SIF (bytes), and its mount points."""
+    directory = pool / IMAGES[1:] / name
+    sif = pool / "http/images" / f"{name}.sif"
+    sums = {file: digest for digest, file in map(str.split, (sif.parent / "SHA256SUMS").open())}
+    return {
+        "cvmfs": f"{IMAGES}/{name}",
+        "sif_url": f"{http_url}/images/{sif.name}",
+        "sha256": sums[sif.name],
+        "bytes": sif.stat().st_size,
+        "marker": (directory / "etc/fermigrid-image").read_text().strip(),
+        "mount_points": mount_points(directory),
+    }
+
+
+def mount_points(directory: Path) -> list[str]:
+    """Those of the well-known mount points that an image has."""
+    known = (RECIPES / "mount-points").read_text().split()
+    return [path for path in known if (directory / path[1:]).is_dir()]
+
+
+def pool_facts(pool: Path, built: Path) -> dict[str, Any]:
+    """Everything about the pool in one mapping. Paths on CVMFS are as jobs see them."""
+    ports = read_settings(pool / "etc/ports")
+    http_url = f"http://127.0.0.1:{ports['HTTP_PORT']}"
+    python = {
+        "cvmfs": f"{SOFTWARE}/lat-python",
+        "to": "/opt/fermi/lat-python",
+        "env": {"PYTHONPATH": "/opt/fermi/lat-python"},
+    }
+    return {
+        "port": int(ports["PORT"]),
+        "http_url": http_url,
+        "http_log": str(pool / "log/http-access.log"),
+        "images": {name: image_facts(pool, name, http_url) for name in ("light-1", "tiny-1")},
+        "site_default": {"cvmfs": "/cvmfs/site/default", "marker": "site-default"},
+        "broken_image": f"{IMAGES}/broken-1",
+        "absent_image": f"{IMAGES}/absent-1",
+        "moving_image": f"{IMAGES}/light-latest",
+        "software": {"lat-python": python},
+        "sites": ["SITEA", "SITEB", "SITEC", "SITED", "SITEE", "SITEF"],
+        "node_folders": {"cache": "/var/cache/fermigrid", "scratch": "/lscratch", "shared": "/sps"},
+        "users": {"fermi": 20001, "prod": 20002},
+        "versions": read_settings(built / "versions"),
+    }
+
+
+def catalogue_entry(name: str, title: str, path: str, image: dict[str, Any]) -> str:
+    """An image of the catalogue, as YAML: `path` may be another place than the image's own."""
+    return f"""\
+  {name}:
+    title: {title}
+    flavour: light
+    distribution: cvmfs
+    path: {path}
+    marker: {image["marker"]}
+    http:
+      urls: ["{image["sif_url"]}"]
+      sha256: {image["sha256"]}
+      size: {image["bytes"]} B
+    mount_points: [{", ".join(image["mount_points"])}]
+"""
+
+
+def catalogue(facts: dict[str, Any]) -> str:
+    """The pool's image catalogue."""
+    light, tiny = facts["images"]["light-1"], facts["images"]["tiny-1"]
+    python = facts["software"]["lat-python"]
+    return "\n".join(
+        [
+            "# Written by ci/pool start: the images of this pool.\nimages:",
+            catalogue_entry("light", "a small Debian with bash and Python", light["cvmfs"], light),
+            catalogue_entry("tiny", "busybox, no bash", tiny["cvmfs"], tiny),
+            catalogue_entry("light-broken", "its path on CVMFS is no image", facts["broken_image"], light),
+            catalogue_entry("light-absent", "its path on CVMFS is not there", facts["absent_image"], light),
+            "software:\n  lat-python:",
+            f"    from: {python['cvmfs']}\n    to: {python['to']}",
+            "    environment: {PYTHONPATH: '{path}'}\n",
+        ]
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file as a whole: a reader sees the old one or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def main(pool: Path, built: Path) -> None:
+    """Writes the files, and warns when the versions are not those that the tests know."""
+    facts = pool_facts(pool, built)
+    for name, prefix in TESTED.items():
+        if not facts["versions"][name].startswith(prefix):
+            print(f"pool: {name} is {facts['versions'][name]}, the tests know {prefix}x", file=sys.stderr)
+    write_text(pool / "sites/images.yaml", catalogue(facts))
+    write_text(pool / "facts.json", json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

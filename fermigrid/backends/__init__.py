@@ -1,0 +1,114 @@
+"""The batch systems behind one Protocol. A backend is a module that satisfies `Backend`; `load` finds it by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, cast
+
+from fermigrid.states import Seen
+
+
+@dataclass(frozen=True)
+class RenderedBatch:
+    """A batch on disk, ready to be sent.
+
+    `plan_dir` holds the plan's files (immutable), `work_dir` is where its jobs' logs and outputs come back
+    (one folder for each shard, made beforehand), `event_log` is the block's. `options` are the site's
+    settings for its backend (site file, section of that name): schedd name, slots, time-outs.
+    """
+
+    batch_id: str
+    name: str  # "<campaign>.<block>.<step>.g<generation>": for people
+    plan_dir: Path
+    work_dir: Path
+    event_log: Path
+    jobs: int
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What a backend needs to know a submitted batch again. Stored in the ledger; all text is tame.
+
+    `where` is the schedd's name (htcondor) or empty (local), `cluster` its number there.
+    """
+
+    batch: RenderedBatch
+    where: str
+    cluster: int
+
+
+@dataclass(frozen=True)
+class JobSeen:
+    """One thing that a backend saw happen to the job with this index (from 0) of a batch.
+
+    `starts` counts executions where known. `exit_code`/`signal` belong to ENDED (the worker's exit code),
+    `reason` and `code` (hold code and subcode as `12/2`) to HELD, REMOVED and EVICTED.
+    """
+
+    batch_id: str
+    index: int
+    seen: Seen
+    time: datetime  # aware, UTC
+    host: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far each event log was read: file -> byte offset. The only state of `observe`."""
+
+    offsets: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What happened since the cursor, in order; `problems` are sentences for a person (a damaged log, a silent schedd)."""
+
+    seen: tuple[JobSeen, ...]
+    cursor: Cursor
+    problems: tuple[str, ...] = ()
+
+
+Indices = Sequence[int] | None  # None: all jobs of the batch
+
+
+class Backend(Protocol):
+    """A batch system. Every method may raise BackendUnavailable (cannot reach it; nothing known) or SubmissionRefused."""
+
+    def submit(self, batch: RenderedBatch) -> Handle:
+        """Send the batch: all of it or nothing. SubmissionDoubt when it was sent and no answer came."""
+        ...
+
+    def find(self, batch: RenderedBatch) -> Handle | None:
+        """Did it land? Looks everywhere that remembers; None only when every place answered."""
+        ...
+
+    def observe(self, handles: Sequence[Handle], cursor: Cursor) -> Observation:
+        """What happened since `cursor`; idempotent. Bounded: reads at most some MB a call, so call until nothing comes."""
+        ...
+
+    def explain(self, handle: Handle, index: int) -> tuple[str, ...]:
+        """Why the job waits or is held, as the batch system knows it now: sentences."""
+        ...
+
+    def remove(self, handles: Sequence[Handle], indices: Indices = None) -> None: ...
+
+    def hold(self, handles: Sequence[Handle], indices: Indices = None) -> None: ...
+
+    def release(self, handles: Sequence[Handle], indices: Indices = None) -> None: ...
+
+
+BACKENDS = {"htcondor": "fermigrid.backends.htcondor", "local": "fermigrid.backends.local"}
+
+
+def load(name: str) -> Backend:
+    """The backend module `name` (a key of BACKENDS), imported when first needed."""
+    return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -1,0 +1,248 @@
+"""This machine as a batch system: for rehearsals and small work, never a scheduler.
+
+`submit` writes the first line of the batch's event file, which is the submission, and starts a runner in the
+background (`local_runner`). A runner that dies is started again by `observe`, on the machine where it was.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import fermigrid
+from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
+from fermigrid.backends.local_events import (
+    HELD,
+    RUNNING,
+    WAITING,
+    Event,
+    Folder,
+    Lines,
+    Table,
+    batch_to_text,
+    folder_of,
+    last_event,
+    now,
+    read_all,
+    read_lines,
+    to_seen,
+    try_lock,
+    write_whole,
+)
+from fermigrid.backends.local_job import Slots, folder_name, read_options
+from fermigrid.backends.local_keeper import TAG
+from fermigrid.backends.local_runner import ANOTHER_RUNS
+from fermigrid.errors import BackendUnavailable, NotFound, SubmissionRefused
+from fermigrid.states import Seen
+
+_READ_LIMIT = 4 << 20  # bytes of events read in one call of `observe`
+_START_LIMIT = 30.0  # s for a runner to say that it runs
+
+
+def submit(batch: RenderedBatch) -> Handle:
+    """Start the batch here; one that was submitted already goes on. Raises SubmissionRefused."""
+    read_options(batch.options)
+    if shutil.which("bash") is None:
+        raise SubmissionRefused("local: there is no bash on this machine")
+    for name in ("plan.json", "items.txt", "worker.sh", "job.env"):
+        if not (batch.plan_dir / name).is_file():
+            raise SubmissionRefused(f"local: the plan has no {name}: {batch.plan_dir}")
+    folder = folder_of(batch)
+    try:
+        folder.commands.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_first_line(folder, batch)
+    except OSError as error:
+        raise SubmissionRefused(f"local: {folder.path} cannot be written: {error}") from error
+    handle = Handle(batch, where="", cluster=0)
+    _ensure_runner(handle)
+    return handle
+
+
+def _write_first_line(folder: Folder, batch: RenderedBatch) -> None:
+    """The submission itself: the event file appears whole, once, whoever else tries at the same time."""
+    first = {"batch": batch.batch_id, "jobs": batch.jobs, "host": socket.gethostname(), "time": now()}
+    part = folder.path / f".events.{os.getpid()}.{time.monotonic_ns()}"
+    with part.open("x") as stream:
+        stream.write(json.dumps(first) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    try:
+        folder.events.hardlink_to(part)
+    except FileExistsError:
+        return
+    finally:
+        part.unlink()
+
+
+def find(batch: RenderedBatch) -> Handle | None:
+    """Whether the batch was submitted: whether its event file is there and begins with its id."""
+    try:
+        first = read_lines(folder_of(batch).events, 0, 8192).events[:1]
+    except FileNotFoundError:
+        return None
+    landed = bool(first) and first[0].get("batch") == batch.batch_id
+    return Handle(batch, where="", cluster=0) if landed else None
+
+
+def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
+    """What happened since `cursor`; a batch whose runner died before its jobs were over gets a new one."""
+    offsets, seen, problems, left = dict(cursor.offsets), list[JobSeen](), list[str](), _READ_LIMIT
+    for handle in handles:
+        path, batch_id = folder_of(handle.batch).events, handle.batch.batch_id
+        if left <= 0:
+            break
+        before = offsets.get(str(path), 0)
+        try:
+            lines = read_lines(path, before, left)
+        except OSError as error:
+            problems.append(f"{handle.batch.name}: its events cannot be read: {error}")
+            continue
+        seen += _about_jobs(lines, batch_id)
+        problems += lines.problems
+        offsets[str(path)] = lines.offset
+        left -= max(0, lines.offset - before)
+        problems += _resume(handle)
+    return Observation(tuple(seen), Cursor(offsets), tuple(problems))
+
+
+def _about_jobs(lines: Lines, batch_id: str) -> Iterable[JobSeen]:
+    return (seen for event in lines.events if (seen := to_seen(event, batch_id)) is not None)
+
+
+def _resume(handle: Handle) -> list[str]:
+    """Start a runner where one is needed and none is alive; what a person should know of it."""
+    folder = folder_of(handle.batch)
+    if _is_alive(folder) or last_event(folder.events).get("finished"):
+        return []
+    try:
+        _ensure_runner(handle)
+    except (BackendUnavailable, SubmissionRefused) as error:
+        return [f"{handle.batch.name}: its runner is not alive: {error}"]
+    return [f"{handle.batch.name}: its runner was not alive; a new one was started; see {folder.log}"]
+
+
+def _is_alive(folder: Folder) -> bool:
+    """Whether a runner, or the keeper of a job that a dead runner left, holds the lock."""
+    lock = try_lock(folder.lock)
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def _ensure_runner(handle: Handle) -> None:
+    """See that a runner works on the batch, if anything is left to do. Raises BackendUnavailable."""
+    folder = folder_of(handle.batch)
+    if not folder.events.is_file():
+        raise BackendUnavailable(f"{handle.batch.name}: its folder has gone: {folder.path}")
+    if _is_alive(folder) or last_event(folder.events).get("finished"):
+        return
+    host = next(read_all(folder.events)).get("host")
+    if host != socket.gethostname():
+        hint = f"Run fermigrid watch on {host}."
+        raise BackendUnavailable(f"its jobs run on {host}, this is {socket.gethostname()}", hint)
+    read_options(handle.batch.options)
+    write_whole(folder.batch, batch_to_text(handle.batch))
+    environment = {name: value for name, value in os.environ.items() if name not in (TAG, "FERMIGRID_START")}
+    command = [sys.executable, "-m", "fermigrid.backends.local_runner", str(folder.path)]
+    try:
+        started = subprocess.run(
+            command,
+            env=environment,
+            cwd=Path(fermigrid.__file__).parents[1],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_START_LIMIT,
+            start_new_session=True,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BackendUnavailable(f"{handle.batch.name}: no runner could be started: {error}") from error
+    if started.returncode not in (0, ANOTHER_RUNS):
+        raise BackendUnavailable(f"{handle.batch.name}: no runner could be started: {started.stderr.strip()}")
+
+
+def explain(handle: Handle, index: int) -> tuple[str, ...]:
+    """Why the job waits or is held, and where its log grows while it runs."""
+    folder, options = folder_of(handle.batch), read_options(handle.batch.options)
+    _check((handle,), (index,))
+    table, last = Table(handle.batch.jobs), None
+    for event in read_all(folder.events):
+        table.apply(event)
+        if event.get("index") == index:
+            last = event
+    said = [_in_words(handle, index, table, last)]
+    if table.state(index) == WAITING:
+        slots, running = Slots(options.scratch, options.slots), table.states.count(RUNNING)
+        before = table.states.count(WAITING, 0, index)
+        said.append(f"{before} jobs of this batch wait before it; {running} of them run now")
+        said.append(f"slots of this machine: {slots.in_use()} of {slots.count} in use, by all batches")
+    if not table.finished and not _is_alive(folder):
+        said.append("no runner is alive: fermigrid watch starts it again")
+    return tuple(said)
+
+
+def _in_words(handle: Handle, index: int, table: Table, last: Event | None) -> str:
+    if last is None:
+        return "waiting for a slot; it has not started yet"
+    when = datetime.fromisoformat(last["time"]).strftime("since %Y-%m-%d %H:%M:%S UTC")
+    reason = f": {last['reason']}" if last.get("reason") else ""
+    if table.state(index) == WAITING:
+        return f"waiting for a slot {when}, again{reason}"
+    if table.state(index) == RUNNING:
+        start, scratch = table.starts[index], read_options(handle.batch.options).scratch
+        log = scratch / folder_name(handle.batch.batch_id, index, start) / "log"
+        return f"running {when} on {last['host']}, start {start}; its log grows in {log}"
+    if table.state(index) == HELD:
+        return f"held {when}{reason}"
+    how = f"with exit code {last['exit']}" if "exit" in last else f"by signal {last.get('signal')}"
+    return f"ended {when} {how}" if last["seen"] == Seen.ENDED else f"removed {when}{reason}"
+
+
+def remove(handles: Sequence[Handle], indices: Indices = None) -> None:
+    """End jobs for good: those that run get TERM, and KILL after the grace."""
+    _command("remove", "removed", handles, indices)
+
+
+def hold(handles: Sequence[Handle], indices: Indices = None) -> None:
+    """Keep jobs from starting; those that run are stopped as for `remove` and start anew when released."""
+    _command("hold", "held", handles, indices)
+
+
+def release(handles: Sequence[Handle], indices: Indices = None) -> None:
+    """Let held jobs start."""
+    _command("release", "released", handles, indices)
+
+
+def _command(verb: str, done: str, handles: Sequence[Handle], indices: Indices) -> None:
+    """Leave the command in the batch's folder and see that a runner is there to obey it."""
+    _check(handles, indices)
+    wanted = None if indices is None else sorted(set(indices))
+    command = {"verb": verb, "indices": wanted, "reason": f"{done} by {getpass.getuser()}", "time": now()}
+    for handle in handles:
+        folder = folder_of(handle.batch)
+        name = f"{time.time_ns():020d}.{os.getpid()}.json"
+        try:
+            write_whole(folder.commands / name, json.dumps(command))
+        except OSError as error:
+            raise BackendUnavailable(f"{handle.batch.name}: {verb}: {error}") from error
+        _ensure_runner(handle)
+
+
+def _check(handles: Sequence[Handle], indices: Indices) -> None:
+    for handle in handles:
+        for index in indices or ():
+            if not 0 <= index < handle.batch.jobs:
+                raise NotFound(
+                    f"{handle.batch.name} has {handle.batch.jobs} jobs from 0, and none is {index}"
+                )

@@ -1,0 +1,178 @@
+"""A job on this machine, but for its processes: its slots, its scratch folder, what it brings back."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fermigrid.backends import RenderedBatch
+from fermigrid.backends.local_events import try_lock
+from fermigrid.errors import SubmissionRefused
+
+
+@dataclass(frozen=True)
+class Options:
+    """The site's settings: CPUs for jobs, retries after failures of the infrastructure, s from TERM to KILL."""
+
+    slots: int
+    retries: int
+    grace: float
+    scratch: Path
+
+
+def read_options(options: Mapping[str, object]) -> Options:
+    """The settings with their defaults; what is None counts as not given. Raises SubmissionRefused."""
+
+    def number(name: str, default: int, least: int) -> int:
+        value = options.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SubmissionRefused(f"local: {name}: {value!r} is no number of {least} or more")
+        return value
+
+    scratch = options.get("scratch")
+    return Options(
+        slots=number("slots", len(os.sched_getaffinity(0)), 1),
+        retries=number("retries", 1, 0),
+        grace=number("grace", 20, 0),
+        scratch=_private(Path(str(scratch)) if scratch else Path(tempfile.gettempdir())),
+    )
+
+
+def _private(parent: Path) -> Path:
+    """This user's own folder in a scratch area that others may write to as well."""
+    folder = parent.absolute() / f"fermigrid-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        hint = "Set local: {scratch: FOLDER} in the site file, or TMPDIR, to a folder where you may write."
+        raise SubmissionRefused(f"local: no scratch space: {error}", hint) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        hint = "Remove it, or set local: {scratch: FOLDER} in the site file."
+        raise SubmissionRefused(f"local: {folder} is not a folder that belongs to you alone", hint)
+    return folder
+
+
+class Slots:
+    """The slots of this machine: lock files in the scratch folder, shared by all batches of a user."""
+
+    def __init__(self, scratch: Path, count: int) -> None:
+        self._folder = scratch / "slots"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self.count = count
+
+    def take(self, wanted: int) -> tuple[int, ...] | None:
+        """That many slots (all, when more are wanted), as open locks; None when they are not free now."""
+        wanted, taken = min(wanted, self.count), list[int]()
+        for number in range(self.count):
+            handle = try_lock(self._folder / str(number))
+            if handle is not None:
+                taken.append(handle)
+            if len(taken) == wanted:
+                return tuple(taken)
+        self.give(taken)
+        return None
+
+    @staticmethod
+    def give(taken: tuple[int, ...] | list[int]) -> None:
+        """Free them; unlocked first, for keepers of other jobs have inherited the open files."""
+        for handle in taken:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
+
+    def in_use(self) -> int:
+        """How many are taken now, by whichever batch."""
+        tried = [try_lock(self._folder / str(number)) for number in range(self.count)]
+        free = [handle for handle in tried if handle is not None]
+        self.give(free)
+        return self.count - len(free)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of items.txt: the job, the shard that holds its row, and the row's number from 1."""
+
+    index: int
+    name: str
+    shard: str
+    row: str
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A job that runs: its keeper's process id, its slots, its folder (the scratch folder and the log)."""
+
+    item: Item
+    start: int
+    keeper: int
+    slots: tuple[int, ...]
+    folder: Path
+
+
+def folder_name(batch_id: str, index: int, start: int) -> str:
+    """The name of an execution's folder; those of a batch begin with its id and a dot."""
+    return f"{batch_id}.{index}.{start}"
+
+
+def prepare(batch: RenderedBatch, item: Item, start: int, scratch: Path) -> Path:
+    """Make the scratch folder with all that the worker needs: copies, so that no job can alter the plan."""
+    folder = scratch / folder_name(batch.batch_id, item.index, start)
+    remove_tree(folder)
+    inside = folder / "scratch"
+    inside.mkdir(mode=0o700, parents=True)
+    shutil.copyfile(batch.plan_dir / "job.env", inside / "job.env")
+    shutil.copyfile(batch.plan_dir / "shards" / item.shard, inside / item.shard)
+    bundle = batch.plan_dir / "bundle.tar.gz"
+    if bundle.exists():
+        shutil.copyfile(bundle, inside / bundle.name)
+    return folder
+
+
+def bring_back(run: Execution, work_dir: Path) -> None:
+    """Outputs first, the log last, each whole or not at all. Raises OSError, such as for a full disk."""
+    target = work_dir / run.item.shard
+    (target / "out").mkdir(parents=True, exist_ok=True)
+    out = run.folder / "scratch" / "out"
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        _move(path, target / "out" / path.name)
+    _move(run.folder / "log", target / f"{run.item.name}.log")
+
+
+def _move(source: Path, target: Path) -> None:
+    """Like rename, also to another file system."""
+    try:
+        with source.open("rb") as stream:
+            os.fsync(stream.fileno())
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(source, part)
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a job's folder, also what the payload made unwritable. Nothing there: nothing done."""
+    for path, names, _ in os.walk(folder):
+        for name in names:
+            below = Path(path, name)
+            if not below.is_symlink():
+                below.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        print(f"not all of {folder} could be removed", flush=True)

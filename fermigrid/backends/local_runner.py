@@ -1,0 +1,256 @@
+"""The process that runs the jobs of one local batch: `python -m fermigrid.backends.local_runner FOLDER`.
+
+It is started by `local.submit`, and by `local.observe` when it died before its jobs were over. All that it must know
+after a crash is in its event file: a job that had started and not ended is started again, one that ended is left alone.
+It holds the batch's lock, so there is one runner at most. Exit codes: 0 it runs (in the background), 3 another one does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fermigrid.backends import RenderedBatch
+from fermigrid.backends.local_events import (
+    HELD,
+    RUNNING,
+    WAITING,
+    EventFile,
+    Folder,
+    Table,
+    batch_from_text,
+    now,
+    read_all,
+    try_lock,
+)
+from fermigrid.backends.local_job import (
+    Execution,
+    Item,
+    Slots,
+    bring_back,
+    folder_name,
+    prepare,
+    read_options,
+    remove_tree,
+)
+from fermigrid.backends.local_keeper import become_subreaper, kill_strays, launch, reap, sweep
+from fermigrid.states import Seen
+
+ANOTHER_RUNS = 3  # exit code
+INFRASTRUCTURE = frozenset({81, 82, 83, 84, 86, 88, 89, 91, 99})  # not the job's fault
+_LOCK_LIMIT = 2.0  # s: whoever only looks whether the lock is free holds it for an instant
+_LOOK = 0.25  # s between looks for commands and for slots that other batches freed
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a person wants done with jobs (None: with all) that has not happened to all of them yet."""
+
+    path: Path
+    verb: str
+    indices: tuple[int, ...] | None
+    reason: str
+
+
+class Items:
+    """items.txt by line number: 8 bytes a job in memory, not its text."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("rb")
+        self._starts = array("Q", [0])
+        for line in self._stream:
+            self._starts.append(self._starts[-1] + len(line))
+
+    def __getitem__(self, index: int) -> Item:
+        self._stream.seek(self._starts[index])
+        name, shard, row = self._stream.readline().decode().split()
+        return Item(index, name, shard, row)
+
+
+class Runner:
+    """One batch, from its event file to the end of its last job."""
+
+    def __init__(self, folder: Folder, batch: RenderedBatch) -> None:
+        self.folder, self.batch = folder, batch
+        self.options = read_options(batch.options)
+        self.slots = Slots(self.options.scratch, self.options.slots)
+        self.cpus = cpus_of(batch.plan_dir)
+        self.items = Items(batch.plan_dir / "items.txt")
+        self.table = Table(batch.jobs)
+        self.host = socket.gethostname()
+        self.running: dict[int, Execution] = {}  # by the keeper's process id
+        self.stopping: dict[int, Seen] = {}  # job -> what it is when it has stopped
+        self.command: Command | None = None
+        self.events = EventFile(folder.events)
+
+    def run(self) -> None:
+        """Until no job has anything left to do; held jobs are waited for."""
+        become_subreaper()
+        awake, bell = socket.socketpair()
+        for end in (awake, bell):
+            end.setblocking(False)
+        signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._recover()
+        while not self.table.over:
+            self._obey()
+            self._start_jobs()
+            if select.select([awake], [], [], _LOOK)[0]:
+                awake.recv(4096)
+            for pid, status in reap():
+                if pid in self.running:
+                    self._end(self.running.pop(pid), status)
+        self._obey()
+        self.events.append({"finished": True, "time": now()}, sync=True)
+
+    def _recover(self) -> None:
+        """Take in what earlier runners did, and end what they left running."""
+        earlier = False
+        for event in read_all(self.folder.events):
+            earlier = earlier or "runner" in event
+            self.table.apply(event)
+        self.events.append({"runner": os.getpid(), "host": self.host, "time": now()})
+        if not earlier:
+            return
+        sweep(self.batch.batch_id, self.options.grace)
+        for left in self.options.scratch.glob(f"{self.batch.batch_id}.*"):
+            remove_tree(left)
+        while (index := self.table.find(RUNNING)) is not None:
+            self._note(
+                index, Seen.EVICTED, reason="its runner ended (killed, or the machine was started again)"
+            )
+
+    def _note(self, index: int, seen: Seen, **more: Any) -> None:
+        """One event of a job: to the file first (what cannot be repeated, safe from a power cut), then to the table."""
+        event = {"index": index, "seen": str(seen), "time": now(), "host": self.host, **more}
+        self.events.append(event, sync=seen is Seen.ENDED)
+        self.table.apply(event)
+
+    def _start_jobs(self) -> None:
+        while (index := self.table.find(WAITING)) is not None:
+            slots = self.slots.take(self.cpus)
+            if slots is None:
+                return
+            item, start = self.items[index], self.table.starts.get(index, 0) + 1
+            try:
+                folder = prepare(self.batch, item, start, self.options.scratch)
+                self._note(index, Seen.STARTED, start=start)
+                keeper = launch(self.batch, item, start, folder, self.options.grace)
+            except OSError as error:
+                self._hold_for(index, "13", "its scratch folder or process could not be made", error)
+                remove_tree(self.options.scratch / folder_name(self.batch.batch_id, index, start))
+                Slots.give(slots)
+            else:
+                self.running[keeper] = Execution(item, start, keeper, slots, folder)
+
+    def _hold_for(self, index: int, code: str, what: str, error: OSError) -> None:
+        self._note(index, Seen.HELD, reason=f"{what}: {error}", code=f"{code}/{error.errno or 0}")
+
+    def _end(self, run: Execution, status: int) -> None:
+        """A keeper has ended; `status` is the worker's exit code, or -n for signal n."""
+        if status < 0:  # perhaps the keeper itself was killed
+            kill_strays(frozenset(self.running))
+        index, asked = run.item.index, self.stopping.pop(run.item.index, None)
+        if asked is not None and status != 0:
+            self._note(index, asked, reason=self.command.reason if self.command else "", code="1/0")
+        elif status in INFRASTRUCTURE and self.table.failures.get(index, 0) < self.options.retries:
+            again = f"{self.table.failures.get(index, 0) + 1} of {self.options.retries}"
+            self._note(
+                index, Seen.EVICTED, reason=f"exit code {status}: started again ({again})", failed=True
+            )
+        else:
+            self._bring_back(run, status)
+        remove_tree(run.folder)
+        Slots.give(run.slots)
+
+    def _bring_back(self, run: Execution, status: int) -> None:
+        try:
+            bring_back(run, self.batch.work_dir)
+        except OSError as error:
+            self._hold_for(run.item.index, "12", "its log or outputs could not be brought back", error)
+        else:
+            how = {"exit": status} if status >= 0 else {"signal": -status}
+            self._note(run.item.index, Seen.ENDED, **how)
+
+    def _obey(self) -> None:
+        """Commands one after the other: the next is taken when the last has happened to all its jobs."""
+        while self.command is None or not self.stopping:
+            if self.command is not None:
+                self.command.path.unlink(missing_ok=True)
+                self.command = None
+            path = min(self.folder.commands.glob("*.json"), default=None)
+            if path is None:
+                return
+            self.command = read_command(path)
+            for index in range(self.batch.jobs) if self.command.indices is None else self.command.indices:
+                self._apply(self.command, index)
+
+    def _apply(self, command: Command, index: int) -> None:
+        state = self.table.state(index)
+        if command.verb == "release" and state == HELD:
+            self._note(index, Seen.RELEASED, reason=command.reason)
+        elif command.verb == "hold" and state == WAITING:
+            self._note(index, Seen.HELD, reason=command.reason, code="1/0")
+        elif command.verb == "remove" and state in (WAITING, HELD):
+            self._note(index, Seen.REMOVED, reason=command.reason, code="1/0")
+        elif command.verb != "release" and state == RUNNING:
+            self.stopping[index] = Seen.HELD if command.verb == "hold" else Seen.REMOVED
+            for run in self.running.values():
+                if run.item.index == index:
+                    os.kill(run.keeper, signal.SIGTERM)
+
+
+def read_command(path: Path) -> Command:
+    """A command file, as `local` wrote it."""
+    data = json.loads(path.read_text())
+    indices = None if data["indices"] is None else tuple(data["indices"])
+    return Command(path, data["verb"], indices, data["reason"])
+
+
+def cpus_of(plan_dir: Path) -> int:
+    """The CPUs that each job of the plan asks for."""
+    plan: Mapping[str, Any] = json.loads((plan_dir / "plan.json").read_text())
+    return int(plan.get("resources", {}).get("cpus", 1))
+
+
+def main(arguments: list[str]) -> int:
+    """Take the lock, go into the background, run. Returns to the starter as soon as that is certain."""
+    folder = Folder(Path(arguments[0]))
+    deadline = time.monotonic() + _LOCK_LIMIT
+    while (lock := try_lock(folder.lock)) is None:
+        if time.monotonic() > deadline:
+            return ANOTHER_RUNS
+        time.sleep(0.02)
+    runner = Runner(folder, batch_from_text(folder.batch.read_text()))
+    if os.fork():
+        return 0
+    _detach(folder)
+    print(f"{now()} runner {os.getpid()} for {runner.batch.name}", flush=True)
+    runner.run()
+    os.close(lock)
+    return 0
+
+
+def _detach(folder: Folder) -> None:
+    """A session of its own, no terminal, what it says in runner.log."""
+    os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.chdir("/")
+    log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for source, number in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""What a person wants done: the model of a campaign file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from fermigrid.config import Model
+from fermigrid.units import parse_bytes, parse_seconds
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+def _word(text: str) -> str:
+    if not _WORD.match(text) or len(text) > 60:
+        raise ValueError(
+            "may hold only letters, digits, '.', '_' and '-', begin with a letter or digit, and have 60 at most"
+        )
+    return text
+
+
+def _step_name(text: str) -> str:
+    if "." in _word(text):
+        raise ValueError("a step's name has no '.': it separates the parts of a job's name")
+    return text
+
+
+def _variable(text: str) -> str:
+    if not _NAME.match(text):
+        raise ValueError("is no name of a variable: letters, digits and '_', not beginning with a digit")
+    return text
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("must be an absolute path")
+    if ":" in text or "," in text:
+        raise ValueError("a path with ':' or ',' cannot be written in a bind; bind a folder above it")
+    if any(ord(c) < 32 for c in text):
+        raise ValueError("contains a control character")
+    if ".." in text.split("/"):
+        raise ValueError("may not contain '..'")
+    return text
+
+
+Word = Annotated[str, AfterValidator(_word)]
+Variable = Annotated[str, AfterValidator(_variable)]
+BindPath = Annotated[str, AfterValidator(_absolute)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Seconds = Annotated[int, BeforeValidator(parse_seconds)]
+
+
+def _inputs(written: object) -> object:
+    """A list of places, or local name -> place or list of places: always made local name -> list."""
+    if isinstance(written, list) and all(isinstance(place, str) for place in written):
+        names = [place.rsplit("/", 1)[-1] for place in written]
+        if len(set(names)) != len(names):
+            raise ValueError("two inputs have the same file name: give them local names (name: place)")
+        written = dict(zip(names, written, strict=True))
+    if isinstance(written, dict):
+        return {name: [place] if isinstance(place, str) else place for name, place in written.items()}
+    return written
+
+
+Inputs = Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], BeforeValidator(_inputs)]
+Environment = dict[Variable, str]
+
+
+class Bind(Model):
+    """A folder of the host in the container (`{from, to, mode, required}`)."""
+
+    source: BindPath = Field(alias="from")
+    target: BindPath | None = Field(default=None, alias="to")
+    mode: Literal["ro", "rw"] = "ro"
+    required: bool = True
+
+    @property
+    def to(self) -> str:
+        """Where it appears in the container: `to`, or the same path as on the host."""
+        return self.target or self.source
+
+
+class Runs(Model):
+    """Which runs: a table (CSV with a header), a list of names, or just a number of jobs."""
+
+    table: str | None = None
+    list: tuple[Word, ...] | None = None
+    count: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Runs:
+        if sum(value is not None for value in (self.table, self.list, self.count)) != 1:
+            raise ValueError("give exactly one of table, list, count")
+        return self
+
+
+class Split(Model):
+    """How a run is cut into pieces: clumps of a fixed number of events."""
+
+    events: Annotated[int, Field(ge=1)]
+
+
+class Resources(Model):
+    """What one job needs."""
+
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 1
+    memory: Bytes = parse_bytes("2 GiB")
+    disk: Bytes = parse_bytes("4 GiB")
+    walltime: Seconds = parse_seconds("4 h")
+
+
+class Step(Model):
+    """One stage of a campaign, done once for each run or for each clump of a run."""
+
+    foreach: Literal["run", "clump"] = "run"
+    split: Split | None = None
+    after: tuple[str, ...] = ()
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    inputs: Inputs = {}
+    outputs: dict[str, str] = {}
+    environment: Environment = {}
+    resources: Resources = Resources()
+    secrets: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _split(self) -> Step:
+        if self.foreach == "clump" and self.split is None:
+            raise ValueError("foreach: clump needs to know the size of a clump: write split: {events: 20000}")
+        if self.foreach == "run" and self.split is not None:
+            raise ValueError("split goes with foreach: clump")
+        return self
+
+
+class Retries(Model):
+    """How often a job is started again, elsewhere, after a failure of the infrastructure (never of the payload)."""
+
+    max: Annotated[int, Field(ge=0, le=20)] = 3
+
+
+class Limits(Model):
+    """What a campaign may take. `running`: jobs of one batch in the queue at a time."""
+
+    running: Annotated[int, Field(ge=1)] | None = None
+
+
+class Accounting(Model):
+    """Who pays, and how urgent it is (HTCondor: accounting_group, priority)."""
+
+    group: Word | None = None
+    user: Word | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+
+
+class Campaign(Model):
+    """A campaign file."""
+
+    campaign: Word
+    title: str = ""
+    version: str = ""
+    image: str
+    software: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    parameters: dict[Variable, str] = {}
+    environment: Environment = {}
+    binds: tuple[Bind, ...] = ()
+    runs: Runs
+    block: Annotated[int, Field(ge=1, le=100_000)] = 500
+    steps: Annotated[dict[Annotated[str, AfterValidator(_step_name)], Step], Field(min_length=1)]
+    sites: dict[str, Annotated[int, Field(ge=1)]] = {}
+    limits: Limits = Limits()
+    retries: Retries = Retries()
+    accounting: Accounting = Accounting()
+    allow_uber: bool = False

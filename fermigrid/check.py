@@ -1,0 +1,185 @@
+"""Campaign x sites x images: what can be known to be wrong before anything is sent. Pure; returns every problem."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from fermigrid.assemble import Assembled
+from fermigrid.campaign import Step
+from fermigrid.config import nearest
+from fermigrid.errors import Problem
+from fermigrid.image import Image
+from fermigrid.placeholder import compile_text, fields_of
+from fermigrid.plan import constants_of, jobs_of, variables_of
+from fermigrid.site import Site
+from fermigrid.units import show_bytes, show_seconds
+
+_OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\x00-\x1f\x7f]")
+UBER_JOBS = 50  # an uber image is copied whole to each node: above this, its distribution must be taken care of
+
+
+def find_problems(a: Assembled) -> tuple[Problem, ...]:
+    """Everything wrong with the assembled campaign, in the order of its file."""
+    problems = [*_names(a), *_steps(a)]
+    if not problems:
+        problems += _outputs(a)
+        for site in a.sites.values():
+            problems += [*_image(a, site), *_site(a, site)]
+    return tuple(sorted(problems))
+
+
+def _names(a: Assembled) -> Iterator[Problem]:
+    """Images and software that the catalogue does not have."""
+    c = a.campaign
+    if c.image not in a.catalogue.images:
+        known = sorted(a.catalogue.images)
+        yield a.source.problem(
+            ("image",), f"no image {c.image!r}{nearest(c.image, known)} There are: {', '.join(known)}"
+        )
+    for index, name in enumerate(c.software):
+        if name not in a.catalogue.software:
+            known = sorted(a.catalogue.software)
+            text = f"no software {name!r}{nearest(name, known)} There are: {', '.join(known) or 'none'}"
+            yield a.source.problem(("software", index), text)
+
+
+def _steps(a: Assembled) -> Iterator[Problem]:
+    steps = a.campaign.steps
+    reserved = {
+        "campaign",
+        "version",
+        "step",
+        "site",
+        "run",
+        "piece",
+        "job",
+        "events",
+        "first_event",
+        "event_count",
+    }
+    columns = frozenset(next(iter(a.runs)).columns or ())
+    constants = constants_of(a.campaign, "", "")
+    for name, text in a.campaign.environment.items():
+        try:
+            compile_text(text, constants, frozenset())
+        except ValueError as error:
+            yield a.source.problem(("environment", name), str(error))
+    for name in sorted(set(a.campaign.parameters) & (reserved | columns)):
+        yield a.source.problem(("parameters", name), "is the name of a placeholder that exists already")
+    for name, step in steps.items():
+        for index, before in enumerate(step.after):
+            if before not in steps:
+                text = f"no step {before!r}{nearest(before, list(steps))} There are: {', '.join(steps)}"
+                yield a.source.problem(("steps", name, "after", index), text)
+            elif list(steps).index(before) >= list(steps).index(name):
+                yield a.source.problem(("steps", name, "after", index), f"{before!r} must be written above {name!r}")
+        if step.foreach == "clump" and a.runs[0].events is None:
+            yield a.source.problem(("steps", name, "foreach"), "clumps need the column 'events' in the run table")
+        yield from _texts(a, name, step)
+
+
+def _texts(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
+    """Every placeholder of a step, every name of an input and output."""
+    constants, variables = constants_of(a.campaign, name, ""), variables_of(step, a.runs[0])
+    texts: list[tuple[tuple[str | int, ...], str]] = [(("command", i), t) for i, t in enumerate(step.command)]
+    texts += [(("environment", key), value) for key, value in step.environment.items()]
+    for local, places in step.inputs.items():
+        texts += [(("inputs", local), place) for place in places]
+    texts += [(("outputs", local), to) for local, to in step.outputs.items()]
+    for key, text in texts:
+        try:
+            compile_text(text, constants, variables)
+        except ValueError as error:
+            yield a.source.problem(("steps", name, *key), str(error))
+    for kind, names in (("inputs", step.inputs), ("outputs", step.outputs)):
+        for local in names:
+            if not _inside(local):
+                yield a.source.problem(("steps", name, kind, local), "must be a relative path without '..'")
+    taken = a.bundle.names if a.bundle else frozenset[str]()
+    for local in sorted(set(step.inputs) & taken):
+        yield a.source.problem(("steps", name, "inputs", local), "has the same name as a file of the campaign's code")
+
+
+def _outputs(a: Assembled) -> Iterator[Problem]:
+    """Two jobs that would publish the same output. Exact within a block; two blocks have no run in common, so a name
+    that carries its run meets no other block's."""
+    steps = a.campaign.steps
+    compiled: dict[str, dict[str, str]] = {}
+    for name, step in steps.items():
+        constants, variables = constants_of(a.campaign, name, ""), variables_of(step, a.runs[0])
+        compiled[name] = {local: compile_text(to, constants, variables) for local, to in step.outputs.items()}
+        for local, form in compiled[name].items():
+            if len(a.runs) > 1 and not fields_of(form) & {"run", "job"}:
+                text = f"{step.outputs[local]!r} is the same for every run: put {{run}} or {{job}} into it"
+                yield a.source.problem(("steps", name, "outputs", local), text)
+                return
+    for start in range(0, len(a.runs), a.campaign.block):
+        taken: dict[str, str] = {}
+        for name, step in steps.items():
+            for values in jobs_of(name, step, a.runs[start : start + a.campaign.block]) if step.outputs else ():
+                for local, form in compiled[name].items():
+                    if why := _claim(form.format_map(values), values["job"], taken):
+                        yield a.source.problem(("steps", name, "outputs", local), why)
+                        return
+
+
+def _claim(output: str, job: str, taken: dict[str, str]) -> str | None:
+    if _OUTSIDE.search(output):
+        return f"{job} would write the output {output!r}: it must be a relative path without '..' or control characters"
+    if output in taken:
+        return f"two jobs would write the same output {output!r}: {taken[output]} and {job}"
+    taken[output] = job
+    return None
+
+
+def _inside(path: str) -> bool:
+    return bool(path) and not any(part in ("", ".", "..") for part in path.split("/"))
+
+
+def _image(a: Assembled, site: Site) -> Iterator[Problem]:
+    c, image = a.campaign, a.catalogue.images[a.campaign.image]
+    path = site.images[c.image].path if c.image in site.images else image.path
+    if site.backend != "local" and not (path or image.http or (image.registry and site.container.registry)):
+        yield a.source.problem(("image",), f"{c.image!r} has no source that site {site.site!r} can use")
+    if site.container.launch == "site" and path is None:
+        text = f"{c.image!r} has no path (on CVMFS or at the site), which site {site.site!r} needs to start it"
+        yield a.source.problem(("image",), text)
+    jobs = len(a.runs)
+    if image.flavour == "uber" and jobs >= UBER_JOBS and image.distribution != "cvmfs" and not c.allow_uber:
+        text = (
+            f"{c.image!r} is an uber image that each node fetches whole; for {jobs} runs ({UBER_JOBS} or more) use a light image "
+            f"with software from CVMFS, or an uber image distributed by CVMFS, or say allow_uber: true"
+        )
+        yield a.source.problem(("image",), text)
+    if not site.container.binds_anywhere:
+        yield from _mount_points(a, site, image)
+
+
+def _mount_points(a: Assembled, site: Site, image: Image) -> Iterator[Problem]:
+    """A site without overlay and underlay binds only to folders that the image has."""
+    has = {*image.mount_points, site.container.workdir}
+    wanted = [(("binds", i, "to"), bind.to) for i, bind in enumerate(a.campaign.binds)]
+    wanted += [(("image",), bind.to) for bind in site.binds if bind.required]
+    wanted += [(("software", i), a.catalogue.software[name].target) for i, name in enumerate(a.campaign.software)]
+    for key, target in wanted:
+        if target not in has:
+            text = (
+                f"site {site.site!r} allows neither overlay nor underlay, and image {a.campaign.image!r} has no mount point {target}; "
+                f"it has {', '.join(sorted(has))}"
+            )
+            yield a.source.problem(key, text)
+
+
+def _site(a: Assembled, site: Site) -> Iterator[Problem]:
+    for name, step in a.campaign.steps.items():
+        for index, secret in enumerate(step.secrets):
+            if secret not in site.secrets:
+                known = sorted(site.secrets)
+                text = f"site {site.site!r} offers no secret {secret!r}{nearest(secret, known)} It offers: {', '.join(known) or 'none'}"
+                yield a.source.problem(("steps", name, "secrets", index), text)
+        for what in site.limits.exceeded_by(step.resources):
+            show = {"walltime": show_seconds, "cpus": str}.get(what, show_bytes)
+            want, most = show(getattr(step.resources, what)), show(getattr(site.limits, what))
+            text = f"{want} is more than the {most} that site {site.site!r} gives a job"
+            yield a.source.problem(("steps", name, "resources", what), text)

@@ -1,0 +1,75 @@
+"""The image catalogue: what containers and mount-in software there are, where from, and how they are known again."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from fermigrid.campaign import BindPath, Bytes, Variable, Word
+from fermigrid.config import Model
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_MARKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]*\Z")
+
+
+def _digest(text: str) -> str:
+    if not _SHA256.match(text):
+        raise ValueError("is no sha256: 64 hexadecimal digits in lower case (sha256sum FILE prints it)")
+    return text
+
+
+def _url(text: str) -> str:
+    if not re.match(r"https?://[A-Za-z0-9.\[\]:_-]+/\S*\Z", text):
+        raise ValueError("is no http(s) URL")
+    return text
+
+
+def _marker(text: str) -> str:
+    if not _MARKER.match(text) or len(text) > 100:
+        raise ValueError("is no marker: one word, as in the image's /etc/fermigrid-image")
+    return text
+
+
+def _by_digest(text: str) -> str:
+    if not re.match(r"(docker|oras|library)://\S+@sha256:[0-9a-f]{64}\Z", text):
+        raise ValueError("must name the image by digest: docker://host/name@sha256:<64 hexadecimal digits>")
+    return text
+
+
+class Http(Model):
+    """The same image as a file behind HTTP: mirrors in the order to try."""
+
+    urls: Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], Field(min_length=1)]
+    sha256: Annotated[str, AfterValidator(_digest)]
+    size: Bytes
+
+
+class Image(Model):
+    """A container image. `path` is a directory or SIF on CVMFS or a shared file system, `marker` the text of its
+    /etc/fermigrid-image by which the worker knows that it is inside this image."""
+
+    title: str = ""
+    flavour: Literal["light", "uber"]
+    distribution: Literal["cvmfs", "http", "registry", "site"] = "cvmfs"
+    path: BindPath | None = None
+    marker: Annotated[str, AfterValidator(_marker)] | None = None
+    http: Http | None = None
+    registry: Annotated[str, AfterValidator(_by_digest)] | None = None
+    mount_points: tuple[BindPath, ...] = ()
+
+
+class Software(Model):
+    """Software that is mounted into a light image. `{path}` in `environment` is where it is seen."""
+
+    source: BindPath = Field(alias="from")
+    target: BindPath = Field(alias="to")
+    environment: dict[Variable, str] = {}
+
+
+class Catalogue(Model):
+    """`images.yaml`."""
+
+    images: dict[Word, Image] = {}
+    software: dict[Word, Software] = {}

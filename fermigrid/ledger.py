@@ -1,0 +1,497 @@
+"""The ledger: what was intended, submitted and seen of one campaign. The only importer of sqlite3.
+
+Every public method is one transaction: after a crash it happened or it did not. One writer at a time holds the lock
+beside the file (`writing`); readers need no lock. Intents are on disk before they are acted upon (`synchronous = FULL`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from fermigrid.backends import Cursor
+from fermigrid.errors import LedgerError
+from fermigrid.report import Report
+from fermigrid.states import State
+
+MIGRATIONS = (
+    """
+    CREATE TABLE campaign (            -- one row
+        name TEXT NOT NULL,
+        digest TEXT NOT NULL,          -- of all that was asked for: file, parameters, site
+        site TEXT,                     -- --site of the command line, or NULL
+        parameters TEXT NOT NULL,      -- --set of the command line, JSON object
+        folder TEXT NOT NULL,          -- where relative paths of the campaign file start
+        search TEXT NOT NULL,          -- folders of site files, JSON list
+        created TEXT NOT NULL,
+        version TEXT NOT NULL          -- of fermigrid
+    ) STRICT;
+    CREATE TABLE batch (
+        id TEXT PRIMARY KEY,           -- uuid5(plan digest, step, site, generation), 32 hex digits
+        block TEXT NOT NULL,
+        step TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        site TEXT NOT NULL,
+        backend TEXT NOT NULL,
+        name TEXT NOT NULL,            -- for people: P400.b0000.clump.g0
+        digest TEXT NOT NULL,          -- of the plan: sha256 of plan.json
+        jobs INTEGER NOT NULL,
+        options TEXT NOT NULL,         -- the backend's settings from the site file, JSON object
+        intended TEXT NOT NULL,        -- when it was decided; after this instant it may be in the queue
+        submitted TEXT,                -- when the batch system was known to have it; NULL: in doubt
+        place TEXT,                    -- schedd, or empty
+        cluster INTEGER,
+        UNIQUE (block, step, generation)
+    ) STRICT;
+    CREATE TABLE job (                 -- a row only once something happened to the job
+        batch TEXT NOT NULL REFERENCES batch,
+        idx INTEGER NOT NULL,          -- line of items.txt, from 0
+        name TEXT NOT NULL,
+        state TEXT NOT NULL,           -- states.State
+        since TEXT NOT NULL,
+        starts INTEGER NOT NULL,
+        host TEXT NOT NULL,
+        reason TEXT NOT NULL,          -- of a hold, an eviction, a failure, in words
+        code TEXT NOT NULL,            -- hold code/subcode, or the worker's exit code
+        PRIMARY KEY (batch, idx)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX job_state ON job (state, batch);
+    CREATE INDEX job_name ON job (name);
+    CREATE TABLE attempt (             -- one row for each report that came back
+        job TEXT NOT NULL,
+        attempt TEXT NOT NULL,
+        batch TEXT NOT NULL REFERENCES batch,
+        idx INTEGER NOT NULL,
+        exit INTEGER NOT NULL,         -- 0: good
+        accepted INTEGER NOT NULL,     -- 1 for exactly one attempt of a job: the index below holds it
+        published INTEGER NOT NULL,    -- 1 once its outputs have their final names
+        report TEXT NOT NULL,          -- JSON, as the worker wrote it
+        PRIMARY KEY (job, attempt)
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX accepted_once ON attempt (job) WHERE accepted = 1;
+    CREATE INDEX unpublished ON attempt (published) WHERE published = 0;
+    CREATE TABLE cursor (              -- how far each event log was read
+        file TEXT PRIMARY KEY,
+        bytes INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE journal (             -- who did what, when: the campaign's history
+        time TEXT NOT NULL,
+        who TEXT NOT NULL,
+        what TEXT NOT NULL
+    ) STRICT;
+    """,
+)
+
+
+@dataclass(frozen=True)
+class CampaignRecord:
+    """The campaign as it was submitted; enough to assemble it again."""
+
+    name: str
+    digest: str
+    site: str | None
+    parameters: dict[str, str]
+    folder: str
+    search: tuple[str, ...]
+    created: str
+    version: str
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """A batch as the ledger knows it; `submitted` is None while nobody knows whether it landed."""
+
+    id: str
+    block: str
+    step: str
+    generation: int
+    site: str
+    backend: str
+    name: str
+    digest: str
+    jobs: int
+    options: dict[str, object]
+    submitted: str | None = None
+    place: str | None = None
+    cluster: int | None = None
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job to which something happened."""
+
+    batch: str
+    index: int
+    name: str
+    state: State
+    since: str
+    starts: int = 0
+    host: str = ""
+    reason: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """A report that came back."""
+
+    job: str
+    attempt: str
+    batch: str
+    index: int
+    exit: int
+    accepted: bool
+    published: bool
+    report: str
+
+
+class Ledger:
+    """A campaign's ledger, open. Use `open_ledger` and `create_ledger`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db, self.path = connection, path
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise LedgerError(
+                f"the ledger {self.path} cannot be written: {error}", _HINTS.get(str(error), "")
+            ) from error
+
+    # --- campaign and journal
+
+    def campaign(self) -> CampaignRecord:
+        """What this ledger is about."""
+        row = self._db.execute(
+            "SELECT name, digest, site, parameters, folder, search, created, version FROM campaign"
+        ).fetchone()
+        if row is None:
+            raise LedgerError(f"the ledger {self.path} is empty: its campaign was never begun")
+        name, digest, site, parameters, folder, search, created, version = row
+        return CampaignRecord(
+            name, digest, site, json.loads(parameters), folder, tuple(json.loads(search)), created, version
+        )
+
+    def note(self, time: datetime, who: str, what: str) -> None:
+        """Write a line of the campaign's history."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, what))
+
+    def journal(self) -> list[tuple[str, str, str]]:
+        """The campaign's history: (time, who, what)."""
+        return self._db.execute("SELECT time, who, what FROM journal ORDER BY rowid").fetchall()
+
+    # --- batches
+
+    def intend(self, batch: BatchRecord, time: datetime, who: str) -> None:
+        """Record that a batch is about to be sent. From here on it may be in the queue, whatever happens."""
+        b = batch
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO batch VALUES (?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL)",
+                (
+                    b.id,
+                    b.block,
+                    b.step,
+                    b.generation,
+                    b.site,
+                    b.backend,
+                    b.name,
+                    b.digest,
+                    b.jobs,
+                    json.dumps(b.options),
+                    _text(time),
+                ),
+            )
+            db.execute(
+                "INSERT INTO journal VALUES (?, ?, ?)",
+                (_text(time), who, f"intends {b.name}: {b.jobs} jobs to {b.site}"),
+            )
+
+    def record(self, batch_id: str, place: str, cluster: int, time: datetime, who: str, how: str) -> None:
+        """Record that the batch system has the batch; `how` is `submitted` or `adopted`."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE batch SET submitted = ?, place = ?, cluster = ? WHERE id = ? AND submitted IS NULL",
+                (_text(time), place, cluster, batch_id),
+            )
+            what = f"{how} batch {batch_id} as cluster {cluster}" + (f" at {place}" if place else "")
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, what))
+
+    def withdraw(self, batch_id: str, time: datetime, who: str, why: str) -> None:
+        """Forget an intent that is known not to have landed: the batch system said no."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM batch WHERE id = ? AND submitted IS NULL", (batch_id,))
+            db.execute(
+                "INSERT INTO journal VALUES (?, ?, ?)",
+                (_text(time), who, f"withdrew batch {batch_id}: {why}"),
+            )
+
+    def batches(self) -> list[BatchRecord]:
+        """All batches, in the order in which they were intended."""
+        columns = "id, block, step, generation, site, backend, name, digest, jobs, options, submitted, place, cluster"
+        rows = self._db.execute(f"SELECT {columns} FROM batch ORDER BY rowid").fetchall()
+        return [BatchRecord(*row[:9], options=json.loads(row[9]), submitted=row[10], place=row[11], cluster=row[12]) for row in rows]
+
+    # --- jobs
+
+    def apply(self, jobs: Iterable[JobRecord], cursor: Cursor) -> None:
+        """Take in what was seen, together with how far it was read: both or neither."""
+        with self._transaction() as db:
+            _upsert(db, jobs)
+            db.executemany(
+                "INSERT INTO cursor VALUES (?, ?) ON CONFLICT (file) DO UPDATE SET bytes = excluded.bytes",
+                cursor.offsets.items(),
+            )
+
+    def cursor(self) -> Cursor:
+        """How far the event logs were read."""
+        return Cursor(dict(self._db.execute("SELECT file, bytes FROM cursor").fetchall()))
+
+    def job(self, batch: str, index: int) -> JobRecord | None:
+        """One job, or None when nothing happened to it yet."""
+        rows = self._jobs("WHERE batch = ? AND idx = ?", (batch, index))
+        return rows[0] if rows else None
+
+    def jobs_in(self, state: State, limit: int = -1) -> list[JobRecord]:
+        """The jobs in one state."""
+        return self._jobs("WHERE state = ? ORDER BY batch, idx LIMIT ?", (state, limit))
+
+    def jobs_named(self, name: str) -> list[JobRecord]:
+        """The rows of a job: one for each generation it was in."""
+        return self._jobs("WHERE name = ?", (name,))
+
+    def jobs_not_done(self, batch: str) -> list[JobRecord]:
+        """The jobs of a batch that have a row and are not done."""
+        return self._jobs("WHERE batch = ? AND state <> 'done' ORDER BY idx", (batch,))
+
+    def _jobs(self, where: str, values: Sequence[object]) -> list[JobRecord]:
+        columns = "batch, idx, name, state, since, starts, host, reason, code"
+        rows = self._db.execute(f"SELECT {columns} FROM job {where}", values)
+        return [JobRecord(r[0], r[1], r[2], State(r[3]), *r[4:]) for r in rows]
+
+    def counts(self) -> dict[str, dict[State, int]]:
+        """Batch id -> state -> number of jobs; those without a row are not in it."""
+        found: dict[str, dict[State, int]] = {}
+        for batch, state, count in self._db.execute("SELECT batch, state, count(*) FROM job GROUP BY batch, state"):
+            found.setdefault(batch, {})[State(state)] = count
+        return found
+
+    # --- attempts
+
+    def take_in(self, judged: Sequence[tuple[JobRecord, Report | None]]) -> None:
+        """Judged jobs with their reports: a job that is DONE has its attempt accepted if it has no accepted one yet."""
+        with self._transaction() as db:
+            for job, report in judged:
+                if report is None:
+                    continue
+                good = job.state is State.DONE
+                published = not (good and any(output.came_back for output in report.outputs))
+                db.execute(
+                    """INSERT INTO attempt SELECT ?1, ?2, ?3, ?4, ?5,
+                       ?6 AND NOT EXISTS (SELECT 1 FROM attempt WHERE job = ?1 AND accepted = 1), ?7, ?8
+                       WHERE true ON CONFLICT DO NOTHING""",
+                    (
+                        report.job,
+                        report.attempt,
+                        report.batch,
+                        job.index,
+                        report.exit,
+                        good,
+                        published,
+                        report.data,
+                    ),
+                )
+            _upsert(db, (job for job, _ in judged))
+
+    def attempts(self, job: str) -> list[AttemptRecord]:
+        """The reports of a job, in the order of its attempts."""
+        return self._attempts("WHERE job = ? ORDER BY attempt", (job,))
+
+    def unpublished(self, limit: int) -> list[AttemptRecord]:
+        """Accepted attempts whose outputs do not have their final names yet."""
+        return self._attempts("WHERE published = 0 AND accepted = 1 LIMIT ?", (limit,))
+
+    def accepted(self) -> Iterator[AttemptRecord]:
+        """The accepted attempts, by job."""
+        yield from self._attempts("WHERE accepted = 1 ORDER BY job", ())
+
+    def _attempts(self, where: str, values: Sequence[object]) -> list[AttemptRecord]:
+        columns = "job, attempt, batch, idx, exit, accepted, published, report"
+        rows = self._db.execute(f"SELECT {columns} FROM attempt {where}", values)
+        return [AttemptRecord(r[0], r[1], r[2], r[3], r[4], bool(r[5]), bool(r[6]), r[7]) for r in rows]
+
+    def published(self, attempts: Iterable[AttemptRecord]) -> None:
+        """Their outputs have their final names."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE attempt SET published = 1 WHERE job = ? AND attempt = ?",
+                [(a.job, a.attempt) for a in attempts],
+            )
+
+    def rehearsed(self) -> int:
+        """How many accepted attempts ran without a container (site `local` on a machine without a runtime)."""
+        query = "SELECT count(*) FROM attempt WHERE accepted = 1 AND json_extract(report, '$.rehearsal')"
+        return int(self._db.execute(query).fetchone()[0])
+
+
+_HINTS = {"database or disk is full": "Make room, then run the same command again: nothing is lost."}
+
+
+def _text(time: datetime) -> str:
+    return time.isoformat(timespec="seconds")
+
+
+def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
+    db.executemany(
+        """INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (batch, idx) DO UPDATE SET state = excluded.state,
+           since = excluded.since, starts = excluded.starts, host = excluded.host, reason = excluded.reason, code = excluded.code""",
+        ((j.batch, j.index, j.name, j.state, j.since, j.starts, j.host, j.reason, j.code) for j in jobs),
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path, isolation_level=None, timeout=30)
+        mode = "DELETE" if on_network(path) else "WAL"  # WAL needs memory shared between processes of one machine
+        db.execute(f"PRAGMA journal_mode = {mode}")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        _migrate(db, path)
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path} cannot be opened as a ledger: {error}", _HINTS.get(str(error), "")) from error
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        text = f"{path} was written by a newer fermigrid (ledger version {version}, this one knows {len(MIGRATIONS)})"
+        raise LedgerError(text, "Use the fermigrid that wrote it.")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+
+_NETWORK = {
+    "nfs",
+    "nfs4",
+    "afs",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "cifs",
+    "smb3",
+    "ceph",
+    "9p",
+    "fuse.sshfs",
+    "panfs",
+}
+
+
+def on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Is the file on a network file system, where SQLite's locks and WAL cannot be trusted?"""
+    best, kind = "", ""
+    target = os.path.abspath(path)
+    for line in mounts.read_text().splitlines():
+        point, type_ = line.split()[1:3]
+        point = point.replace("\\040", " ")
+        if (target == point or target.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, type_
+    return kind in _NETWORK
+
+
+def create_ledger(path: Path, campaign: CampaignRecord, time: datetime, who: str) -> Ledger:
+    """A new ledger for a campaign."""
+    ledger = Ledger(_connect(path), path)
+    c = campaign
+    with ledger._transaction() as db:
+        db.execute(
+            "INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?)",
+            (
+                c.name,
+                c.digest,
+                c.site,
+                json.dumps(c.parameters),
+                c.folder,
+                json.dumps(c.search),
+                c.created,
+                c.version,
+            ),
+        )
+        db.execute(
+            "INSERT INTO journal VALUES (?, ?, ?)",
+            (_text(time), who, f"began campaign {c.name} with fermigrid {c.version}"),
+        )
+    return ledger
+
+
+def open_ledger(path: Path) -> Ledger:
+    """The ledger of a run folder. Raises LedgerError when there is none, or it is of a newer version."""
+    if not path.is_file():
+        raise LedgerError(f"no ledger at {path}")
+    return Ledger(_connect(path), path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Be the one writer of the ledger at `path`. Raises LedgerError, naming the other's pid, when there is one."""
+    lock = path.with_suffix(".lock")
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            other = file.read().strip() or "?"
+            text = f"another fermigrid (process {other}) is at work on {path.parent}"
+            raise LedgerError(text, "Wait for it, or end it: nothing is lost if you do.") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+class PackedLogs:
+    """The logs of good jobs, compressed, in a file of their own: millions of small files would tire any file system."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+        self._db.execute("PRAGMA journal_mode = WAL" if not on_network(path) else "PRAGMA journal_mode = DELETE")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS log (job TEXT, batch TEXT, text BLOB, PRIMARY KEY (job, batch)) WITHOUT ROWID"
+        )
+
+    def pack(self, logs: Iterable[tuple[str, str, bytes]]) -> None:
+        """Keep (job, batch, log); doing it again is harmless."""
+        self._db.execute("BEGIN IMMEDIATE")
+        rows = ((job, batch, zlib.compress(text)) for job, batch, text in logs)
+        self._db.executemany("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", rows)
+        self._db.execute("COMMIT")
+
+    def read(self, job: str, batch: str) -> bytes | None:
+        """A job's log, or None."""
+        row = self._db.execute("SELECT text FROM log WHERE job = ? AND batch = ?", (job, batch)).fetchone()
+        return zlib.decompress(row[0]) if row else None
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._db.close()

@@ -1,0 +1,283 @@
+"""Work + sites -> batches: for each a header (what all its jobs share) and an iterator of rows. Pure.
+
+A batch of a million jobs is never in memory: its rows are made one at a time, from a text compiled once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from fermigrid.advance import Work
+from fermigrid.assemble import Assembled
+from fermigrid.campaign import Campaign, Resources, Step
+from fermigrid.image import Image, Software
+from fermigrid.placeholder import compile_text
+from fermigrid.quoting import encode_field
+from fermigrid.runs import Run
+from fermigrid.site import Secret, Site
+from fermigrid.split import count_jobs, pieces_of
+
+Fields = tuple[tuple[str, str], ...]
+_NONE = frozenset[str]()
+_SCHEME = re.compile(r"(?:file|https?|root)://|/")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the batch system is asked for, the same for all jobs of a batch. Memory and disk in bytes, walltime in s."""
+
+    resources: Resources
+    site: Site
+    image_path: str | None
+    image_digest: str
+    max_running: int | None
+    retries: int
+    accounting_group: str | None
+    accounting_user: str | None
+    priority: int
+    has_code: bool
+
+
+@dataclass(frozen=True)
+class Header:
+    """What identifies a batch, what the worker is told (`worker`: the fields of job.env), what is asked of the site."""
+
+    campaign: str
+    step: str
+    site: str
+    block: str
+    generation: int
+    jobs: int
+    worker: Fields
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """For people: `P400.b0000.clump.g0`."""
+        return f"{self.campaign}.{self.block}.{self.step}.g{self.generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One job: its name and its line of a shard (without the line break)."""
+
+    job: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A header and its rows; `rows()` starts anew each time."""
+
+    header: Header
+    assembled: Assembled
+    work: Work
+
+    def rows(self) -> Iterator[Row]:
+        """The jobs in order. That no two publish the same output is check.py's affair."""
+        step = self.assembled.campaign.steps[self.work.step]
+        form = _row_text(self.assembled, self.work, step)
+        for values in jobs_of(self.work.step, step, _encoded(self.work.runs)):
+            yield Row(values["job"], form.format_map(values))
+
+
+def constants_of(campaign: Campaign, step: str, site: str) -> dict[str, str]:
+    """The placeholders that are the same for all jobs of a step."""
+    fixed = {"campaign": campaign.campaign, "version": campaign.version, "step": step, "site": site}
+    return {**campaign.parameters, **fixed}
+
+
+def variables_of(step: Step, example: Run) -> frozenset[str]:
+    """The placeholders that each job has for itself; `example` is any run of the table."""
+    names = {"run", "job", *(example.columns or ())}
+    if example.events is not None:
+        names.add("events")
+    if step.foreach == "clump":
+        names |= {"piece", "first_event", "event_count"}
+    return frozenset(names)
+
+
+def job_name(step: str, run: str, piece: str) -> str:
+    """`clump.r0239557414.c003`, or `merge.r0239557414` for a whole run."""
+    return f"{step}.{run}.{piece}" if piece else f"{step}.{run}"
+
+
+def plan_batch(assembled: Assembled, work: Work) -> Plan:
+    """One batch: the runs of one block for one step at one site."""
+    campaign, site = assembled.campaign, assembled.sites[work.site]
+    step = campaign.steps[work.step]
+    image = assembled.catalogue.images[campaign.image]
+    path = site.images[campaign.image].path if campaign.image in site.images else image.path
+    request = Request(
+        resources=step.resources,
+        site=site,
+        image_path=path,
+        image_digest=image.http.sha256 if image.http else image.marker or "",
+        max_running=campaign.limits.running,
+        retries=campaign.retries.max,
+        accounting_group=campaign.accounting.group,
+        accounting_user=campaign.accounting.user,
+        priority=campaign.accounting.priority,
+        has_code=assembled.bundle is not None,
+    )
+    header = Header(
+        campaign=campaign.campaign,
+        step=work.step,
+        site=work.site,
+        block=work.block,
+        generation=work.generation,
+        jobs=count_jobs(step, work.runs),
+        worker=tuple(_worker_fields(assembled, work, site, step, image, path)),
+        request=request,
+    )
+    return Plan(header, assembled, work)
+
+
+def _worker_fields(
+    a: Assembled, work: Work, site: Site, step: Step, image: Image, path: str | None
+) -> Iterator[tuple[str, str]]:
+    """The fields of job.env, in the order of docs/architecture.md."""
+    yield from (("format", "1"), ("campaign", a.campaign.campaign), ("step", work.step), ("site", site.site))
+    yield from (("block", work.block), ("generation", str(work.generation)))
+    yield from _container_fields(site)
+    yield from _image_fields(a.campaign.image, image, path, site)
+    for bind in (*site.binds, *a.campaign.binds):
+        yield from (("bind", bind.source), ("bind.to", bind.to), ("bind.mode", bind.mode))
+        yield "bind.required", "yes" if bind.required else "no"
+    for name in a.campaign.software:
+        yield from _software_fields(name, a.catalogue.software[name])
+    for name, value in _environment(a, work, site).items():
+        if name not in step.environment:
+            yield "env", f"{name}={value}"
+    for name in step.secrets:
+        yield from _secret_fields(name, site.secrets[name])
+    if a.bundle:
+        yield from (("code", "bundle.tar.gz"), ("code.sha256", a.bundle.sha256))
+    yield "output.kind", site.output.kind
+    if site.output.root:
+        yield "output.root", site.output.root
+
+
+def _environment(a: Assembled, work: Work, site: Site) -> dict[str, str]:
+    """site < campaign; what a step sets itself is in the rows, because it may differ from job to job."""
+    constants = constants_of(a.campaign, work.step, site.site)
+    written = a.campaign.environment.items()
+    return {
+        **site.environment,
+        **{name: compile_text(text, constants, _NONE).format() for name, text in written},
+    }
+
+
+def _container_fields(site: Site) -> Iterator[tuple[str, str]]:
+    container = site.container
+    yield "launch", container.launch
+    if container.rehearsal:
+        yield "rehearsal", "yes"
+    yield "order", container.order
+    yield from (("runtime", runtime) for runtime in container.runtimes)
+    yield "container.workdir", container.workdir
+    if container.backoff:
+        yield "backoff", str(container.backoff)
+
+
+def _image_fields(name: str, image: Image, path: str | None, site: Site) -> Iterator[tuple[str, str]]:
+    container = site.container
+    yield "image", name
+    if image.marker:
+        yield "image.marker", image.marker
+    if path:
+        yield "image.path", path
+    if image.http:
+        yield from (("image.url", url) for url in image.http.urls)
+        yield from (("image.sha256", image.http.sha256), ("image.size", str(image.http.size)))
+    if image.registry and container.registry:
+        yield "image.registry", image.registry
+    if container.node_cache:
+        yield from (
+            ("node_cache", container.node_cache.path),
+            ("node_cache.limit", str(container.node_cache.limit)),
+        )
+    if site.proxy:
+        yield "http_proxy", site.proxy
+    yield from (("limit.path", str(container.limits.path)), ("limit.http", str(container.limits.http)))
+
+
+def _software_fields(name: str, software: Software) -> Iterator[tuple[str, str]]:
+    yield from (("software", name), ("software.from", software.source), ("software.to", software.target))
+    yield from (("software.env", f"{variable}={value}") for variable, value in software.environment.items())
+
+
+def _secret_fields(name: str, secret: Secret) -> Iterator[tuple[str, str]]:
+    yield from (("secret", name), ("secret.from", secret.source))
+    yield from (("secret.point", f"{variable}={where}") for variable, where in secret.point.items())
+    yield from (("secret.set", f"{variable}={value}") for variable, value in secret.environment.items())
+
+
+def _row_text(a: Assembled, work: Work, step: Step) -> str:
+    """The row of every job of a step as one format string over `variables_of`, escapes of the literals done."""
+    constants, variables = constants_of(a.campaign, work.step, work.site), variables_of(step, a.runs[0])
+
+    def text(written: str) -> str:
+        return compile_text(written, constants, variables, encode_field)
+
+    fields = ["job={job}", "run={run}", "piece={piece}"]
+    program, *arguments = step.command
+    inside = program.removeprefix("./")
+    if a.bundle and inside in a.bundle.names:
+        fields.append(f"arg=./{text(inside)}")
+    else:
+        fields.append(f"arg={text(program)}")
+    fields += [f"arg={text(argument)}" for argument in arguments]
+    fields += [f"env={name}={text(value)}" for name, value in step.environment.items()]
+    for local, places in step.inputs.items():
+        fields.append(f"in={text(_double(local))}")
+        fields += [f"in.from={_place(text(place), a)}" for place in places]
+    for local, to in step.outputs.items():
+        fields += [f"out={text(_double(local))}", f"out.to={text(to)}"]
+    return "\t".join(fields)
+
+
+def _double(name: str) -> str:
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+def _place(compiled: str, a: Assembled) -> str:
+    """An input's place; a relative path starts at the campaign file's folder."""
+    if _SCHEME.match(compiled) or compiled.startswith("{"):
+        return compiled
+    return _double(encode_field(f"{a.folder}/")) + compiled
+
+
+def jobs_of(step: str, what: Step, runs: Iterable[Run]) -> Iterator[dict[str, str]]:
+    """The values of `variables_of` for each job of a step, in order. One dict, changed in place: copy it to keep it."""
+    values: dict[str, str] = {}
+    for run in runs:
+        values = dict(run.columns or {}, run=run.name, events=str(run.events))
+        for piece in pieces_of(what, run):
+            values["job"] = job_name(step, run.name, piece.name)
+            values["piece"] = piece.name
+            values["first_event"], values["event_count"] = str(piece.first), str(piece.count)
+            yield values
+
+
+def _encoded(runs: Iterable[Run]) -> Iterator[Run]:
+    """The runs with the worker's escapes in their columns; names need none."""
+    for run in runs:
+        if run.columns:
+            yield Run(run.name, run.events, {name: encode_field(value) for name, value in run.columns.items()})
+        else:
+            yield run
+
+
+def shares(weights: Mapping[str, int], blocks: int) -> list[str]:
+    """Which site each block goes to: in proportion to the weights, the same every time (largest remainder, step by step)."""
+    total = sum(weights.values())
+    given = dict.fromkeys(sorted(weights), 0)
+    order = []
+    for block in range(1, blocks + 1):
+        site = max(given, key=lambda name: weights[name] * block / total - given[name])
+        given[site] += 1
+        order.append(site)
+    return order

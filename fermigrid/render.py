@@ -1,0 +1,143 @@
+"""A batch -> its files, through submit_templates/. Pure: the same plan gives the same bytes.
+
+Templates only place strings and ask whether something is set; every string of a person has been through an encoder of
+quoting.py before it meets a template, and `finalize` refuses what slipped through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from fermigrid import __version__
+from fermigrid.plan import Header, Plan, Request
+from fermigrid.quoting import encode_lines, encode_submit_string, encode_submit_value
+
+SHARD_BYTES = 64 * 1024  # a job fetches its shard whole: small enough for a slow link, large enough to be few files
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of rows, and the lines of items.txt for its jobs."""
+
+    name: str
+    data: bytes
+    items: bytes
+
+
+def render_shards(plan: Plan) -> Iterator[Shard]:
+    """The rows in shards of at most SHARD_BYTES (a longer row has one to itself), named by number and digest."""
+    names: list[str] = []
+    lines: list[bytes] = []
+    size = number = 0
+    for row in plan.rows():
+        line = row.line.encode()
+        if lines and size + len(line) + 1 > SHARD_BYTES:
+            yield _shard(number, names, lines)
+            number, size, names, lines = number + 1, 0, [], []
+        names.append(row.job)
+        lines.append(line)
+        size += len(line) + 1
+    if lines:
+        yield _shard(number, names, lines)
+
+
+def _shard(number: int, names: list[str], lines: list[bytes]) -> Shard:
+    data = b"\n".join(lines) + b"\n"
+    name = f"s{number:04d}-{hashlib.sha256(data).hexdigest()[:32]}.rows"
+    items = "".join([f"{job} {name} {row}\n" for row, job in enumerate(names, 1)])
+    return Shard(name, data, items.encode())
+
+
+def render_job_env(header: Header) -> str:
+    """job.env: what all jobs of the batch share."""
+    return encode_lines(header.worker)
+
+
+def render_manifest(header: Header, files: dict[str, str]) -> str:
+    """plan.json; `files` are the names and sha256 of all other files of the plan."""
+    manifest = {
+        "format": 1,
+        "fermigrid": __version__,
+        "campaign": header.campaign,
+        "step": header.step,
+        "site": header.site,
+        "block": header.block,
+        "generation": header.generation,
+        "jobs": header.jobs,
+        "cpus": header.request.resources.cpus,
+        "files": dict(sorted(files.items())),
+    }
+    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+
+
+def render_submit(header: Header, templates: Path) -> str:
+    """The HTCondor submit file, by the site's template. Raises Unrepresentable for a text it cannot carry."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates / "htcondor"),
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    return environment.get_template(header.request.site.template).render(submit_row(header))
+
+
+def _finalize(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"a template prints {value!r}")
+    if any(ord(char) < 32 and char != "\t" for char in str(value)):
+        raise ValueError(f"a template prints a control character: {value!r}")
+    return value
+
+
+def image_request(request: Request) -> str | None:
+    """The right side of `+SingularityImage =` in the site's dialect; None where the site is not asked."""
+    container = request.site.container
+    if request.image_path is None or container.dialect == "none":
+        return None
+    image = encode_submit_string(request.image_path, "the image's path")
+    if container.dialect == "plain":
+        return image
+    return f"ifThenElse(({container.vacate_counter} ?: 0) >= 1, undefined, {image})"
+
+
+def submit_row(header: Header) -> dict[str, Any]:
+    """What the submit template is given: encoded strings, numbers, and None for what is not set."""
+    request = header.request
+    site, resources = request.site, request.resources
+    condor = site.htcondor
+    most = min(condor.max_materialize, request.max_running or condor.max_materialize)
+    late = header.jobs > min(condor.late_above, request.max_running or condor.late_above)
+    return {
+        "batch_name": encode_submit_value(header.name, "batch name"),
+        "cpus": resources.cpus,
+        "memory_mb": -(-resources.memory // 2**20),
+        "disk_kb": -(-resources.disk // 2**10),
+        "walltime_s": resources.walltime,
+        "requirements": condor.requirements,
+        "singularity_image": image_request(request),
+        "accounting_group": request.accounting_group,
+        "accounting_group_user": request.accounting_user,
+        "priority": request.priority,
+        "retries": request.retries,
+        "has_bundle": request.has_code,
+        "transfer_outputs": site.output.kind == "transfer",
+        "max_materialize": most if late else None,
+        "max_idle": condor.max_idle if late else None,
+        "attributes": {name: encode_submit_string(value, name) for name, value in condor.attributes.items()},
+        "campaign": encode_submit_string(header.campaign),
+        "step": encode_submit_string(header.step),
+        "site": encode_submit_string(header.site),
+        "block": encode_submit_string(header.block),
+        "generation": header.generation,
+        "image_digest": encode_submit_string(request.image_digest),
+    }

@@ -1,0 +1,146 @@
+"""The worker's report: the framed last line of a job's log -> what happened. Pure.
+
+Frame: `@@FERMIGRID 1 <bytes of JSON> <JSON>`, alone on its line. A payload may print such a line too, so only the last one
+counts, and only when its length, job and batch are right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MARK = b"@@FERMIGRID "
+TAIL_BYTES = 1 << 20  # a report is a few kB; one that is not within the last MB of a log is none
+
+INFRASTRUCTURE = frozenset({81, 82, 83, 84, 86, 88, 89, 91, 99})  # started again, elsewhere by preference
+WORDS = {
+    79: "the payload ended with a code that is the worker's own (80-99); the true one is in the report",
+    80: "bad job description",
+    81: "no container runtime",
+    82: "no image",
+    83: "image damaged",
+    84: "required bind missing",
+    85: "secret missing",
+    86: "stage-in failed",
+    87: "declared output missing",
+    88: "stage-out failed",
+    89: "scratch full",
+    90: "credential expired",
+    91: "CVMFS broken",
+    99: "internal error of the worker",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A published output. `file`: its name under `out/` (kind transfer) or its final path (kind posix)."""
+
+    name: str
+    to: str
+    file: str
+    bytes: int
+    sha256: str
+    result: str
+
+    @property
+    def came_back(self) -> bool:
+        """Did it come back with the job (kind transfer)? Otherwise it has its final name already."""
+        return "/" not in self.file
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one attempt says of itself. `data` is the whole JSON, as it came."""
+
+    job: str
+    batch: str
+    attempt: str
+    start: int
+    host: str
+    where: str
+    rehearsal: bool
+    rung: str
+    exit: int
+    payload_exit: int | None
+    message: str
+    begin: int
+    end: int
+    outputs: tuple[Output, ...]
+    summary: Mapping[str, str]
+    data: str
+
+
+class NoReport(ValueError):
+    """A log without a report that belongs to the job; the text says why."""
+
+
+def parse_report(log: bytes, job: str, batch: str) -> Report:
+    """The report of `job` in the tail of its log. Raises NoReport: the job was killed, or its log did not come back."""
+    start = log.rfind(b"\n" + MARK) + 1 or (0 if log.startswith(MARK) else -1)
+    if start < 0:
+        raise NoReport("its log has no report: it was killed, or its log did not come back whole")
+    line = log[start:].split(b"\n", 1)[0]
+    try:
+        _, version, size, text = line.split(b" ", 3)
+        if version != b"1":
+            raise NoReport(
+                f"its report has format {version.decode(errors='replace')}, which this fermigrid does not know"
+            )
+        if int(size) != len(text):
+            raise NoReport("its report is cut short")
+        data = json.loads(text.decode(errors="replace"))
+        report = _from_json(data, text.decode(errors="replace"))
+    except NoReport:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NoReport(f"its report cannot be read: {error!r}") from error
+    if (report.job, report.batch) != (job, batch):
+        raise NoReport(f"the report in its log is of {report.job} in batch {report.batch}")
+    return report
+
+
+def _from_json(data: Mapping[str, Any], text: str) -> Report:
+    payload_exit = data["payload_exit"]
+    return Report(
+        job=str(data["job"]),
+        batch=str(data["batch"]),
+        attempt=str(data["attempt"]),
+        start=int(data["start"]),
+        host=str(data["host"]),
+        where=str(data["where"]),
+        rehearsal=bool(data["rehearsal"]),
+        rung=str(data["image"]["rung"]),
+        exit=int(data["exit"]),
+        payload_exit=None if payload_exit is None else int(payload_exit),
+        message=str(data["message"]),
+        begin=int(data["begin"]),
+        end=int(data["end"]),
+        outputs=_outputs(data),
+        summary={str(key): str(value) for key, value in data["summary"].items()},
+        data=text,
+    )
+
+
+def outputs_of(data: str) -> tuple[Output, ...]:
+    """The outputs in a report's JSON."""
+    return _outputs(json.loads(data))
+
+
+def _outputs(data: Mapping[str, Any]) -> tuple[Output, ...]:
+    return tuple(
+        Output(str(o["name"]), str(o["to"]), str(o["file"]), int(o["bytes"]), str(o["sha256"]), str(o["result"]))
+        for o in data["outputs"]
+    )
+
+
+def verdict(report: Report) -> str:
+    """Why an attempt is not good, in words; "" for a good one."""
+    if report.exit == 0:
+        return ""
+    if report.exit in WORDS:
+        return f"{WORDS[report.exit]}: {report.message}" if report.message else WORDS[report.exit]
+    if report.exit > 128:
+        return f"the payload was killed by signal {report.exit - 128}"
+    return f"the payload ended with exit code {report.exit}"

@@ -1,0 +1,179 @@
+"""Where jobs run: the model of a site file, and where site files are looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Resources, Seconds, Variable, Word
+from fermigrid.config import Model, Source, load, nearest
+from fermigrid.errors import ConfigError, NotFound, Problem
+from fermigrid.image import Catalogue
+from fermigrid.units import parse_bytes, parse_seconds
+
+
+class Htcondor(Model):
+    """How to reach the schedd and what its pool needs said."""
+
+    schedd: str | None = None
+    pool: str | None = None
+    shared_filesystem: bool = False
+    requirements: str | None = None
+    attributes: dict[Variable, str] = {}
+    late_above: Annotated[int, Field(ge=0)] = 1000
+    max_materialize: Annotated[int, Field(ge=1)] = 5000
+    max_idle: Annotated[int, Field(ge=1)] = 1000
+    timeout: Seconds = 60
+    settle: Seconds = 10
+
+
+class Local(Model):
+    """This machine: `slots` jobs at once (default: its CPUs)."""
+
+    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    scratch: BindPath | None = None
+
+
+class NodeCache(Model):
+    """A folder of the node that jobs share, for images."""
+
+    path: BindPath
+    limit: Bytes = parse_bytes("20 GiB")
+
+
+class Ladder(Model):
+    """Time limits of the image ladder's rungs."""
+
+    path: Seconds = 30
+    http: Seconds = parse_seconds("30 min")
+
+
+class Container(Model):
+    """Who starts the container, how it is asked for, and what the site allows."""
+
+    launch: Literal["site", "worker"]
+    order: Literal["wrapper-inside", "wrapper-outside"] = "wrapper-outside"
+    dialect: Literal["self-healing", "plain", "none"] = "none"
+    vacate_counter: str = "NumVacatesByReason.SingularityTestFailed"
+    runtimes: tuple[str, ...] = ("apptainer", "singularity")
+    binds_anywhere: bool = True
+    workdir: BindPath = "/srv"
+    rehearsal: bool = False
+    registry: bool = False
+    node_cache: NodeCache | None = None
+    limits: Ladder = Ladder()
+    backoff: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Container:
+        if self.launch == "site" and self.dialect == "none":
+            raise ValueError("launch: site needs a dialect (self-healing or plain) to ask the site for the container")
+        if self.launch == "worker" and self.dialect != "none":
+            raise ValueError("launch: worker starts the container itself: dialect must be none")
+        return self
+
+
+class Secret(Model):
+    """A secret or configuration set that the site holds: a folder or file on its nodes, staged privately for each job.
+
+    `point`: variable -> path below the staged folder (`TNS_ADMIN: .`). `environment`: plain settings that go with it.
+    """
+
+    kind: Literal["path"]
+    source: BindPath = Field(alias="from")
+    point: dict[Variable, str] = {}
+    environment: Environment = {}
+
+
+class Output(Model):
+    """Where outputs go: `transfer` back with the job, or `posix`: a folder of the site's file system."""
+
+    kind: Literal["transfer", "posix"]
+    root: BindPath | None = None
+
+    @model_validator(mode="after")
+    def _root(self) -> Output:
+        if (self.kind == "posix") != (self.root is not None):
+            raise ValueError("kind: posix needs a root (an absolute path); kind: transfer has none")
+        return self
+
+
+class SiteImage(Model):
+    """What differs at this site for an image of the catalogue."""
+
+    path: BindPath
+
+
+class SiteLimits(Model):
+    """The most that one job may ask for here."""
+
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    memory: Bytes | None = None
+    disk: Bytes | None = None
+    walltime: Seconds | None = None
+
+    def exceeded_by(self, wanted: Resources) -> list[str]:
+        """The names of the resources of which `wanted` is more than the site gives."""
+        pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in ("cpus", "memory", "disk", "walltime"))
+        return [name for name, most, want in pairs if most is not None and want > most]
+
+
+class Site(Model):
+    """A site file."""
+
+    site: Word
+    title: str
+    contact: str
+    manual: str
+    backend: Literal["htcondor", "local"]
+    template: Word = "job.sub.j2"
+    htcondor: Htcondor = Htcondor()
+    local: Local = Local()
+    container: Container
+    images: dict[Word, SiteImage] = {}
+    proxy: str | None = None
+    binds: tuple[Bind, ...] = ()
+    environment: Environment = {}
+    secrets: dict[Word, Secret] = {}
+    output: Output
+    limits: SiteLimits = SiteLimits()
+
+
+def load_site(name: str, folders: Sequence[Path]) -> tuple[Site, Source]:
+    """The site `name`, from the first folder that has it. Raises NotFound, ConfigError."""
+    for folder in folders:
+        path = folder / f"{name}.yaml"
+        if name != "images" and path.is_file():
+            site, source = load(Site, path)
+            if site.site != name:
+                raise ConfigError([source.problem(("site",), f"{site.site!r} is in a file named {path.name}")])
+            return site, source
+    known = site_names(folders)
+    raise NotFound(f"no site {name!r}{nearest(name, known)}", f"Known sites: {', '.join(known) or 'none'}")
+
+
+def site_names(folders: Sequence[Path]) -> list[str]:
+    """The names of all sites that can be found."""
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")} - {"images"})
+
+
+def load_catalogue(folders: Sequence[Path]) -> Catalogue:
+    """All images and software; an entry of an earlier folder hides one of a later folder. Raises ConfigError."""
+    images, software, problems = {}, {}, list[Problem]()
+    for folder in reversed(folders):
+        path = folder / "images.yaml"
+        if not path.is_file():
+            continue
+        try:
+            found, _ = load(Catalogue, path)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        images.update(found.images)
+        software.update(found.software)
+    if problems:
+        raise ConfigError(problems)
+    return Catalogue(images=images, software=software)

@@ -1,0 +1,206 @@
+"""The way out: plan -> intent in the ledger -> batch system -> record. Submitted exactly once, whatever is killed when.
+
+Order of the steps and what a crash between them leaves (docs/explanation/exactly-once.md):
+plan written, not intended: the folder is written again. Intended, not recorded: `settle` asks the batch system whether it
+landed, and submits only when it has said no twice. Recorded: done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from fermigrid import __version__, backends
+from fermigrid.advance import Work, blocks_of
+from fermigrid.assemble import Assembled
+from fermigrid.backends import Handle, RenderedBatch
+from fermigrid.errors import LedgerError, RunFolderError, SubmissionRefused
+from fermigrid.ledger import BatchRecord, CampaignRecord, Ledger, create_ledger, open_ledger
+from fermigrid.plan import plan_batch, shares
+from fermigrid.runfolder import RunFolder, is_plan, make_work, write_plan
+from fermigrid.site import Site
+
+NAMESPACE = uuid.UUID("6f2c0c1e-5d0b-5f43-9a3e-3c8f0b1f4a55")
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Hand:
+    """Who acts, and the clock: what the core may not read from its surroundings."""
+
+    who: str
+    now: Callable[[], datetime]
+    tell: Tell
+
+
+def batch_id(digest: str, step: str, site: str, generation: int) -> str:
+    """uuid5 of what makes a batch, 32 hex digits (DIRAC's JobGroup has room for no more)."""
+    return uuid.uuid5(NAMESPACE, f"{digest}/{step}/{site}/{generation}").hex
+
+
+def campaign_digest(assembled: Assembled, site: str | None) -> str:
+    """Of everything that a person asked for: the same digest is the same campaign, and may be resumed."""
+    digest = hashlib.sha256()
+    asked = [assembled.text, site, sorted(assembled.campaign.parameters.items())]
+    digest.update(json.dumps(asked).encode())
+    for run in assembled.runs:
+        digest.update(f"{run.name} {run.events} {run.columns or ''}\n".encode())
+    digest.update((assembled.bundle.sha256 if assembled.bundle else "").encode())
+    return digest.hexdigest()
+
+
+def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Sequence[str], hand: Hand) -> Ledger:
+    """A new run folder with its ledger, or the one that is there if it is of this very campaign.
+
+    Raises RunFolderError when the folder holds something else; nothing in it is touched then.
+    """
+    digest = campaign_digest(assembled, site)
+    if folder.ledger.is_file():
+        ledger = open_ledger(folder.ledger)
+        known = ledger.campaign()
+        if known.digest != digest:
+            ledger.close()
+            text = f"{folder.path} holds campaign {known.name!r} as it was submitted on {known.created}, and this one differs from it"
+            raise RunFolderError(
+                text, "Give another folder with --run-dir, or undo the change to go on with that campaign."
+            )
+        return ledger
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise RunFolderError(
+            f"{folder.path} exists and is no run folder of fermigrid", "Give another folder with --run-dir."
+        )
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.path.chmod(0o700)
+        folder.campaign.write_text(assembled.text, encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
+    record = CampaignRecord(
+        name=assembled.campaign.campaign,
+        digest=digest,
+        site=site,
+        parameters=dict(assembled.campaign.parameters),
+        folder=str(assembled.folder),
+        search=tuple(search),
+        created=hand.now().isoformat(timespec="seconds"),
+        version=__version__,
+    )
+    draft = folder.ledger.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    ledger = create_ledger(draft, record, hand.now(), hand.who)
+    ledger.close()
+    draft.rename(folder.ledger)  # a ledger that exists has its campaign in it
+    return open_ledger(folder.ledger)
+
+
+def sites_of_blocks(assembled: Assembled, site: str | None) -> list[str]:
+    """The site of each block: the one of the command line, or by the campaign's weights."""
+    blocks = blocks_of(assembled.campaign, assembled.runs)
+    return [site] * blocks if site else shares(assembled.campaign.sites, blocks)
+
+
+def options_of(site: Site, retries: int) -> dict[str, object]:
+    """What a backend is told of its site."""
+    if site.backend == "local":
+        return {"slots": site.local.slots, "scratch": site.local.scratch, "retries": retries}
+    c = site.htcondor
+    return {
+        "schedd": c.schedd,
+        "pool": c.pool,
+        "shared_filesystem": c.shared_filesystem,
+        "timeout_s": c.timeout,
+        "settle_s": c.settle,
+    }
+
+
+def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: Iterable[Work], hand: Hand) -> int:
+    """Plan, write, intend and send each batch; returns how many were sent."""
+    sent = 0
+    for work in works:
+        plan = plan_batch(assembled, work)
+        header, site = plan.header, plan.header.request.site
+        place = folder.batch(header)
+        if (place / "plan").exists():  # written, but never intended: nobody has it
+            shutil.rmtree(place / "plan")
+        digest = write_plan(plan, place / "plan")
+        record = BatchRecord(
+            id=batch_id(digest, work.step, work.site, work.generation),
+            block=work.block,
+            step=work.step,
+            generation=work.generation,
+            site=work.site,
+            backend=site.backend,
+            name=header.name,
+            digest=digest,
+            jobs=header.jobs,
+            options=options_of(site, assembled.campaign.retries.max),
+        )
+        ledger.intend(record, hand.now(), hand.who)
+        _send(ledger, folder, record, hand)
+        sent += 1
+    return sent
+
+
+def rendered(folder: RunFolder, record: BatchRecord) -> RenderedBatch:
+    """A batch of the ledger, as its backend takes it."""
+    place = folder.path / "blocks" / record.block / f"{record.step}.g{record.generation}"
+    return RenderedBatch(
+        batch_id=record.id,
+        name=record.name,
+        plan_dir=place / "plan",
+        work_dir=place / "work",
+        event_log=folder.event_log(record.block),
+        jobs=record.jobs,
+        options=record.options,
+    )
+
+
+def handle_of(folder: RunFolder, record: BatchRecord) -> Handle:
+    """The handle of a batch that is known to have landed."""
+    if record.cluster is None:
+        raise LedgerError(f"batch {record.name} is not known to have been submitted")
+    return Handle(rendered(folder, record), record.place or "", record.cluster)
+
+
+def _send(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand) -> None:
+    batch = rendered(folder, record)
+    make_work(batch.work_dir, batch.plan_dir)
+    try:
+        handle = backends.load(record.backend).submit(batch)
+    except SubmissionRefused as error:
+        ledger.withdraw(record.id, hand.now(), hand.who, str(error))
+        raise
+    ledger.record(record.id, handle.where, handle.cluster, hand.now(), hand.who, "submitted")
+    hand.tell(f"submitted {record.name}: {record.jobs} jobs, {_where(record.backend, handle)}")
+
+
+def _where(backend: str, handle: Handle) -> str:
+    return f"cluster {handle.cluster} at {handle.where}" if handle.where else f"{backend} {handle.cluster}"
+
+
+def settle(ledger: Ledger, folder: RunFolder, hand: Hand, sleep: Callable[[float], None] = time.sleep) -> int:
+    """End every doubt: adopt the batches that landed, send those that certainly did not. Returns how many there were."""
+    doubtful = [record for record in ledger.batches() if record.submitted is None]
+    for record in doubtful:
+        backend, batch = backends.load(record.backend), rendered(folder, record)
+        handle = backend.find(batch)
+        if handle is None:
+            # A commit can arrive after a negative answer, so ask once more after a while.
+            sleep(float(str(record.options.get("settle_s") or 0)))
+            handle = backend.find(batch)
+        if handle is not None:
+            ledger.record(record.id, handle.where, handle.cluster, hand.now(), hand.who, "adopted")
+            hand.tell(f"adopted {record.name}: it had landed, {_where(record.backend, handle)}")
+            continue
+        if not is_plan(batch.plan_dir, record.digest):
+            raise RunFolderError(
+                f"the plan {batch.plan_dir} was changed or damaged after it was intended; it will not be submitted"
+            )
+        _send(ledger, folder, record, hand)
+    return len(doubtful)

@@ -1,0 +1,148 @@
+"""The way back: batch systems -> states -> ledger; reports -> accepted results -> final names -> the next batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fermigrid import backends
+from fermigrid.accept import Items, accept_ended, publish_accepted
+from fermigrid.advance import Progress, work_needed
+from fermigrid.assemble import Assembled
+from fermigrid.backends import JobSeen
+from fermigrid.errors import BackendUnavailable
+from fermigrid.ledger import BatchRecord, JobRecord, Ledger
+from fermigrid.runfolder import RunFolder
+from fermigrid.states import Seen, State, next_state
+from fermigrid.submit import Hand, handle_of, settle, sites_of_blocks, submit_work
+
+
+@dataclass(frozen=True)
+class Following:
+    """A campaign that is being followed: everything that `watch_once` needs."""
+
+    ledger: Ledger
+    folder: RunFolder
+    assembled: Assembled
+    site: str | None
+    hand: Hand
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one look found: `problems` are sentences for a person; `finished`: nothing is left to wait for."""
+
+    events: int
+    judged: int
+    submitted: int
+    finished: bool
+    problems: tuple[str, ...]
+
+
+def watch_once(following: Following) -> Turn:
+    """One look at everything: settle doubts, take in what happened, accept results, submit what is ready."""
+    f = following
+    problems: list[str] = []
+    try:
+        settle(f.ledger, f.folder, f.hand)
+    except BackendUnavailable as error:
+        problems.append(str(error))
+    items = Items(f.folder)
+    events = _observe(f, items, problems)
+    judged = accept_ended(f.ledger, f.folder, items)
+    problems += publish_accepted(f.ledger, f.folder, items)
+    submitted = 0
+    if not problems:
+        submitted = advance(f)
+    return Turn(events, judged, submitted, is_finished(f), tuple(problems))
+
+
+def advance(f: Following) -> int:
+    """Submit what is ready now; returns the number of batches."""
+    works = work_needed(f.assembled.campaign, f.assembled.runs, sites_of_blocks(f.assembled, f.site), progress_of(f))
+    return submit_work(f.ledger, f.folder, f.assembled, works, f.hand)
+
+
+def progress_of(f: Following) -> dict[tuple[str, str], Progress]:
+    """What `work_needed` wants to know, from the ledger."""
+    counts = f.ledger.counts()
+    known = {}
+    for batch in f.ledger.batches():
+        by_state = counts.get(batch.id, {})
+        ended = sum(count for state, count in by_state.items() if state.final) >= batch.jobs
+        incomplete = frozenset[str]()
+        if ended and by_state.get(State.DONE, 0) < batch.jobs:
+            split = f.assembled.campaign.steps[batch.step].split is not None
+            incomplete = frozenset(run_of(job.name, batch.step, split) for job in f.ledger.jobs_not_done(batch.id))
+        known[batch.block, batch.step] = Progress(ended, incomplete)
+    return known
+
+
+def run_of(job: str, step: str, split: bool) -> str:
+    """The run of a job, from its name."""
+    rest = job.removeprefix(f"{step}.")
+    return rest.rpartition(".")[0] if split else rest
+
+
+def is_finished(f: Following) -> bool:
+    """Every batch has ended, and none is ready to be submitted."""
+    known = progress_of(f)
+    works = work_needed(f.assembled.campaign, f.assembled.runs, sites_of_blocks(f.assembled, f.site), known)
+    return all(progress.ended for progress in known.values()) and next(iter(works), None) is None
+
+
+def _observe(f: Following, items: Items, problems: list[str]) -> int:
+    """Take in what the batch systems report; returns the number of events."""
+    counts = f.ledger.counts()
+    batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}
+    open_ = [b for b in batches.values() if sum(n for s, n in counts.get(b.id, {}).items() if s.final) < b.jobs]
+    total = 0
+    for name in sorted({batch.backend for batch in open_}):
+        backend = backends.load(name)
+        handles = [handle_of(f.folder, batch) for batch in open_ if batch.backend == name]
+        while True:
+            try:
+                seen = backend.observe(handles, f.ledger.cursor())
+            except BackendUnavailable as error:
+                problems.append(str(error))
+                break
+            problems.extend(problem for problem in seen.problems if problem not in problems)
+            f.ledger.apply(_apply(f.ledger, items, batches, seen.seen), seen.cursor)
+            total += len(seen.seen)
+            if not seen.seen:
+                break
+    return total
+
+
+def _apply(ledger: Ledger, items: Items, batches: dict[str, BatchRecord], seen: Sequence[JobSeen]) -> list[JobRecord]:
+    """What was seen, put into states; the last word for each job."""
+    now: dict[tuple[str, int], JobRecord] = {}
+    for event in seen:
+        batch = batches.get(event.batch_id)
+        if batch is None or not 0 <= event.index < batch.jobs:
+            continue
+        key = (event.batch_id, event.index)
+        job = now.get(key) or ledger.job(*key)
+        if job is None:
+            if event.seen is Seen.SUBMITTED:
+                continue  # a job has a row only once something happened to it
+            name, _ = items.get(batch, event.index)
+            job = JobRecord(event.batch_id, event.index, name, State.WAITING, "")
+        now[key] = _step(job, event)
+    return list(now.values())
+
+
+def _step(job: JobRecord, event: JobSeen) -> JobRecord:
+    state = next_state(job.state, event.seen)
+    if state is job.state and event.seen is not Seen.STARTED:
+        return job
+    code = event.code if event.seen is not Seen.ENDED else str(event.exit_code if event.exit_code is not None else "")
+    return replace(
+        job,
+        state=state,
+        since=event.time.isoformat(timespec="seconds"),
+        starts=job.starts + (event.seen is Seen.STARTED),
+        host=event.host or job.host,
+        reason=event.reason,
+        code=code,
+    )
