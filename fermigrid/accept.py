@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -29,22 +31,31 @@ class Items:
 
     def get(self, batch: BatchRecord, index: int) -> tuple[str, str]:
         """(job name, shard file) of the job with this index."""
-        if batch.id not in self._files:
-            data = (rendered(self._folder, batch).plan_dir / "items.txt").read_bytes()
-            starts = array("Q", [0])
-            position = data.find(b"\n")
-            while position >= 0:
-                starts.append(position + 1)
-                position = data.find(b"\n", position + 1)
-            self._files[batch.id] = data, starts
-        data, starts = self._files[batch.id]
+        data, starts = self._read(batch)
         name, shard, _ = data[starts[index] : starts[index + 1]].decode("ascii").split()
         return name, shard
+
+    def find(self, batch: BatchRecord, name: str) -> int | None:
+        """The index of the job with this name, or None."""
+        data, starts = self._read(batch)
+        wanted = name.encode()
+        at = 0 if data.startswith(wanted + b" ") else data.find(b"\n" + wanted + b" ") + 1
+        if at == 0 and not data.startswith(wanted + b" "):
+            return None
+        return bisect_left(starts, at)
 
     def log(self, batch: BatchRecord, index: int) -> Path:
         """Where the log of that job comes back to."""
         name, shard = self.get(batch, index)
         return rendered(self._folder, batch).work_dir / shard / f"{name}.log"
+
+    def _read(self, batch: BatchRecord) -> tuple[bytes, array[int]]:
+        if batch.id not in self._files:
+            data = (rendered(self._folder, batch).plan_dir / "items.txt").read_bytes()
+            starts = array("Q", [0])
+            starts.extend(match.end() for match in re.finditer(b"\n", data))
+            self._files[batch.id] = data, starts
+        return self._files[batch.id]
 
 
 def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> int:

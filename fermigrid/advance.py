@@ -62,6 +62,15 @@ def work_needed(
                 yield Work(block, name, site, 0, ready)
 
 
+def all_work(campaign: Campaign, runs: Sequence[Run], sites: Sequence[str]) -> Iterator[Work]:
+    """Every batch of a campaign, as if every job were good: what `render` shows."""
+    for index, site in enumerate(sites):
+        part = tuple(runs[index * campaign.block : (index + 1) * campaign.block])
+        for name, step in campaign.steps.items():
+            if count_jobs(step, part):
+                yield Work(block_name(index), name, site, 0, part)
+
+
 def blocks_of(campaign: Campaign, runs: Sequence[Run]) -> int:
     """How many blocks a campaign has."""
     return -(-len(runs) // campaign.block)

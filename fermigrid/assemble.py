@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fermigrid.campaign import Campaign
-from fermigrid.code import Bundle, pack_code
+from fermigrid.code import pack_code, unpack_names
 from fermigrid.config import Source, nearest, parse_yaml, read_text, validate
 from fermigrid.errors import ConfigError, Problem
-from fermigrid.image import Catalogue
+from fermigrid.ledger import CampaignRecord
+from fermigrid.plan import Assembled
 from fermigrid.resources import shipped
-from fermigrid.runs import Run, load_runs
-from fermigrid.site import Site, load_catalogue, load_site
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """A campaign with all that it refers to; `folder` is where relative paths of the campaign start from."""
-
-    campaign: Campaign
-    source: Source
-    text: str
-    folder: Path
-    sites: Mapping[str, Site]
-    catalogue: Catalogue
-    runs: tuple[Run, ...]
-    bundle: Bundle | None
+from fermigrid.runfolder import RunFolder
+from fermigrid.runs import load_runs, parse_table
+from fermigrid.site import load_catalogue, load_site
 
 
 def site_folders(own: Sequence[Path], environment: Mapping[str, str]) -> tuple[Path, ...]:
@@ -45,10 +34,28 @@ def assemble_file(path: Path, site: str | None, parameters: Mapping[str, str], f
     return _assemble(validate(Campaign, data, source), source, text, path.parent.resolve(), site, parameters, folders)
 
 
-def assemble_data(data: Mapping[str, Any], text: str, folder: Path, site: str, folders: Sequence[Path]) -> Assembled:
-    """The same for a one-off job that was given on the command line."""
-    source = Source("command line")
-    return _assemble(validate(Campaign, dict(data), source), source, text, folder, site, {}, folders)
+def assemble_data(data: Mapping[str, Any], folder: Path, site: str, folders: Sequence[Path]) -> Assembled:
+    """The same for a one-off job from the command line, as if it had been written in a file."""
+    text = yaml.safe_dump(dict(data), allow_unicode=True, sort_keys=False, width=10**9)
+    parsed, source = parse_yaml(text, "command line")
+    found = Source("command line", dict.fromkeys(source.lines, 0))
+    return _assemble(validate(Campaign, parsed, found), found, text, folder, site, {}, folders)
+
+
+def assemble_kept(folder: RunFolder, record: CampaignRecord) -> Assembled:
+    """A submitted campaign, from the copies in its run folder: later changes of its files do not reach it."""
+    text = read_text(folder.campaign)
+    data, source = parse_yaml(text, str(folder.campaign))
+    campaign = validate(Campaign, data, source)
+    campaign = campaign.model_copy(update={"parameters": record.parameters})
+    folders = tuple(Path(part) for part in record.search)
+    sites = {name: load_site(name, folders)[0] for name in ([record.site] if record.site else campaign.sites)}
+    if campaign.runs.table is None:
+        runs = load_runs(campaign.runs, folder.path, source)
+    else:
+        runs = parse_table(read_text(folder.runs), str(folder.runs))
+    bundle = unpack_names(folder.bundle.read_bytes()) if campaign.code else None
+    return Assembled(campaign, source, text, Path(record.folder), sites, load_catalogue(folders), runs, bundle)
 
 
 def _assemble(
@@ -71,12 +78,10 @@ def _assemble(
 
     for name in sorted(set(parameters) - set(campaign.parameters)):
         known = sorted(campaign.parameters)
-        text_ = f"--set {name}: the campaign has no such parameter{nearest(name, known)} It has: {', '.join(known) or 'none'}"
-        problems.append(source.problem(("parameters",), text_))
+        what = f"--set {name}: the campaign has no such parameter{nearest(name, known)}"
+        problems.append(source.problem(("parameters",), f"{what} It has: {', '.join(known) or 'none'}"))
     campaign = campaign.model_copy(update={"parameters": {**campaign.parameters, **parameters}})
     names = [site] if site else sorted(campaign.sites)
-    if not names:
-        problems.append(source.problem(("sites",), "names no site: write sites: {slac: 70, in2p3: 30}, or give --site"))
     sites = {name: found[0] for name in names if (found := attempt(load_site, name, folders))}
     catalogue = attempt(load_catalogue, folders)
     runs = attempt(load_runs, campaign.runs, folder, source)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from fermigrid.assemble import Assembled
 from fermigrid.campaign import Step
-from fermigrid.config import nearest
+from fermigrid.config import Key, nearest
 from fermigrid.errors import Problem
 from fermigrid.image import Image
 from fermigrid.placeholder import compile_text, fields_of
-from fermigrid.plan import constants_of, jobs_of, variables_of
+from fermigrid.plan import Assembled, constants_of, jobs_of, variables_of
 from fermigrid.site import Site
 from fermigrid.units import show_bytes, show_seconds
 
@@ -148,8 +147,8 @@ def _image(a: Assembled, site: Site) -> Iterator[Problem]:
     jobs = len(a.runs)
     if image.flavour == "uber" and jobs >= UBER_JOBS and image.distribution != "cvmfs" and not c.allow_uber:
         text = (
-            f"{c.image!r} is an uber image that each node fetches whole; for {jobs} runs ({UBER_JOBS} or more) use a light image "
-            f"with software from CVMFS, or an uber image distributed by CVMFS, or say allow_uber: true"
+            f"{c.image!r} is an uber image that each node fetches whole; for {jobs} runs ({UBER_JOBS} or more) "
+            "use a light image with software from CVMFS, or an uber image distributed by CVMFS, or say allow_uber: true"
         )
         yield a.source.problem(("image",), text)
     if not site.container.binds_anywhere:
@@ -159,14 +158,14 @@ def _image(a: Assembled, site: Site) -> Iterator[Problem]:
 def _mount_points(a: Assembled, site: Site, image: Image) -> Iterator[Problem]:
     """A site without overlay and underlay binds only to folders that the image has."""
     has = {*image.mount_points, site.container.workdir}
-    wanted = [(("binds", i, "to"), bind.to) for i, bind in enumerate(a.campaign.binds)]
+    wanted: list[tuple[Key, str]] = [(("binds", i, "to"), bind.to) for i, bind in enumerate(a.campaign.binds)]
     wanted += [(("image",), bind.to) for bind in site.binds if bind.required]
     wanted += [(("software", i), a.catalogue.software[name].target) for i, name in enumerate(a.campaign.software)]
     for key, target in wanted:
         if target not in has:
             text = (
-                f"site {site.site!r} allows neither overlay nor underlay, and image {a.campaign.image!r} has no mount point {target}; "
-                f"it has {', '.join(sorted(has))}"
+                f"site {site.site!r} allows neither overlay nor underlay, and image {a.campaign.image!r} "
+                f"has no mount point {target}; it has {', '.join(sorted(has))}"
             )
             yield a.source.problem(key, text)
 
@@ -176,10 +175,16 @@ def _site(a: Assembled, site: Site) -> Iterator[Problem]:
         for index, secret in enumerate(step.secrets):
             if secret not in site.secrets:
                 known = sorted(site.secrets)
-                text = f"site {site.site!r} offers no secret {secret!r}{nearest(secret, known)} It offers: {', '.join(known) or 'none'}"
+                what = f"site {site.site!r} offers no secret {secret!r}{nearest(secret, known)}"
+                text = f"{what} It offers: {', '.join(known) or 'none'}"
                 yield a.source.problem(("steps", name, "secrets", index), text)
         for what in site.limits.exceeded_by(step.resources):
-            show = {"walltime": show_seconds, "cpus": str}.get(what, show_bytes)
-            want, most = show(getattr(step.resources, what)), show(getattr(site.limits, what))
+            want, most = (_show(what, getattr(of, what)) for of in (step.resources, site.limits))
             text = f"{want} is more than the {most} that site {site.site!r} gives a job"
             yield a.source.problem(("steps", name, "resources", what), text)
+
+
+def _show(what: str, value: int) -> str:
+    if what == "cpus":
+        return f"{value} cpus"
+    return show_seconds(value) if what == "walltime" else show_bytes(value)

@@ -33,7 +33,7 @@ EXCLUDED = (
 
 @dataclass(frozen=True)
 class Bundle:
-    """`data` is a .tar.gz, the same bytes for the same files; `names` are its files' paths in the job's working folder."""
+    """`data` is a .tar.gz, the same bytes for the same files; `names` are their paths in the job's working folder."""
 
     data: bytes
     sha256: str
@@ -62,8 +62,8 @@ def pack_code(entries: Sequence[str], folder: Path, programs: frozenset[str], so
     if size > MAX_BYTES:
         large = max(files.items(), key=lambda item: item[1].stat().st_size)
         text = (
-            f"the code has {show_bytes(size)}, more than the {show_bytes(MAX_BYTES)} that travel with a job; the largest "
-            f"file is {large[0]} ({show_bytes(large[1].stat().st_size)}): put it on CVMFS or name it under inputs"
+            f"the code has {show_bytes(size)}, more than the {show_bytes(MAX_BYTES)} that travel with a job; the "
+            f"largest file is {large[0]} ({show_bytes(large[1].stat().st_size)}): put it on CVMFS or name it under inputs"
         )
         problems.append(source.problem(("code",), text))
     if problems:
@@ -133,3 +133,10 @@ def _archive(files: Mapping[str, Path], programs: frozenset[str]) -> bytes:
             info.mode = 0o755 if runs else 0o644
             archive.addfile(info, io.BytesIO(data))
     return gzip.compress(plain.getvalue(), compresslevel=6, mtime=0)
+
+
+def unpack_names(data: bytes) -> Bundle:
+    """A bundle that was packed before, from its bytes."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        names = frozenset(archive.getnames())
+    return Bundle(data, hashlib.sha256(data).hexdigest(), names)

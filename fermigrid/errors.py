@@ -1,6 +1,6 @@
 """Every error that fermigrid shows to a person: its class, exit code and hint.
 
-Exit codes: 0 good, 1 jobs failed (`submit --wait`, `status --check`), 2 usage (click), 10 and above one for each class here.
+Exit codes: 0 good, 1 jobs failed (`submit --wait`, `status --check`), 2 usage (click), 10 and above one for each class.
 They are documented in docs/reference/exit-codes.md; tests compare the page with this module.
 """
 

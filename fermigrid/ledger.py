@@ -1,7 +1,7 @@
 """The ledger: what was intended, submitted and seen of one campaign. The only importer of sqlite3.
 
 Every public method is one transaction: after a crash it happened or it did not. One writer at a time holds the lock
-beside the file (`writing`); readers need no lock. Intents are on disk before they are acted upon (`synchronous = FULL`).
+beside the file (`writing`); readers need none. Intents are on disk before they are acted upon (`synchronous = FULL`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fermigrid.backends import Cursor
 from fermigrid.errors import LedgerError
@@ -49,6 +50,7 @@ MIGRATIONS = (
         submitted TEXT,                -- when the batch system was known to have it; NULL: in doubt
         place TEXT,                    -- schedd, or empty
         cluster INTEGER,
+        removed TEXT,                  -- when a person removed all that is left of it
         UNIQUE (block, step, generation)
     ) STRICT;
     CREATE TABLE job (                 -- a row only once something happened to the job
@@ -122,6 +124,7 @@ class BatchRecord:
     submitted: str | None = None
     place: str | None = None
     cluster: int | None = None
+    removed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ class Ledger:
         b = batch
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO batch VALUES (?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL)",
+                "INSERT INTO batch VALUES (?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)",
                 (
                     b.id,
                     b.block,
@@ -247,11 +250,18 @@ class Ledger:
                 (_text(time), who, f"withdrew batch {batch_id}: {why}"),
             )
 
+    def remove(self, batch_id: str, time: datetime, who: str) -> None:
+        """A person removed what is left of a batch: its jobs without a row will never have one."""
+        with self._transaction() as db:
+            db.execute("UPDATE batch SET removed = ? WHERE id = ?", (_text(time), batch_id))
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"removed batch {batch_id}"))
+
     def batches(self) -> list[BatchRecord]:
         """All batches, in the order in which they were intended."""
-        columns = "id, block, step, generation, site, backend, name, digest, jobs, options, submitted, place, cluster"
-        rows = self._db.execute(f"SELECT {columns} FROM batch ORDER BY rowid").fetchall()
-        return [BatchRecord(*row[:9], options=json.loads(row[9]), submitted=row[10], place=row[11], cluster=row[12]) for row in rows]
+        names = [field.name for field in fields(BatchRecord)]
+        columns = ", ".join(names)
+        rows: Iterable[tuple[Any, ...]] = self._db.execute(f"SELECT {columns} FROM batch ORDER BY rowid")
+        return [BatchRecord(**dict(zip(names, row, strict=True), options=json.loads(row[9]))) for row in rows]
 
     # --- jobs
 
@@ -365,7 +375,8 @@ def _text(time: datetime) -> str:
 def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
     db.executemany(
         """INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (batch, idx) DO UPDATE SET state = excluded.state,
-           since = excluded.since, starts = excluded.starts, host = excluded.host, reason = excluded.reason, code = excluded.code""",
+           since = excluded.since, starts = excluded.starts, host = excluded.host, reason = excluded.reason,
+           code = excluded.code""",
         ((j.batch, j.index, j.name, j.state, j.since, j.starts, j.host, j.reason, j.code) for j in jobs),
     )
 
@@ -411,7 +422,7 @@ _NETWORK = {
 def on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
     """Is the file on a network file system, where SQLite's locks and WAL cannot be trusted?"""
     best, kind = "", ""
-    target = os.path.abspath(path)
+    target = str(path.absolute())
     for line in mounts.read_text().splitlines():
         point, type_ = line.split()[1:3]
         point = point.replace("\\040", " ")

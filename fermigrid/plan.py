@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fermigrid.advance import Work
-from fermigrid.assemble import Assembled
 from fermigrid.campaign import Campaign, Resources, Step
 from fermigrid.image import Image, Software
 from fermigrid.placeholder import compile_text
@@ -19,9 +19,33 @@ from fermigrid.runs import Run
 from fermigrid.site import Secret, Site
 from fermigrid.split import count_jobs, pieces_of
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fermigrid.code import Bundle
+    from fermigrid.config import Source
+    from fermigrid.image import Catalogue
+
 Fields = tuple[tuple[str, str], ...]
 _NONE = frozenset[str]()
 _SCHEME = re.compile(r"(?:file|https?|root)://|/")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A campaign with all that it refers to (assemble.py reads it).
+
+    `text` is the campaign file as written; `folder` is where its relative paths start.
+    """
+
+    campaign: Campaign
+    source: Source
+    text: str
+    folder: Path
+    sites: Mapping[str, Site]
+    catalogue: Catalogue
+    runs: tuple[Run, ...]
+    bundle: Bundle | None
 
 
 @dataclass(frozen=True)
@@ -272,7 +296,7 @@ def _encoded(runs: Iterable[Run]) -> Iterator[Run]:
 
 
 def shares(weights: Mapping[str, int], blocks: int) -> list[str]:
-    """Which site each block goes to: in proportion to the weights, the same every time (largest remainder, step by step)."""
+    """Which site each block goes to: in proportion to the weights, and the same every time."""
     total = sum(weights.values())
     given = dict.fromkeys(sorted(weights), 0)
     order = []

@@ -1,7 +1,7 @@
 """The worker's report: the framed last line of a job's log -> what happened. Pure.
 
-Frame: `@@FERMIGRID 1 <bytes of JSON> <JSON>`, alone on its line. A payload may print such a line too, so only the last one
-counts, and only when its length, job and batch are right.
+Frame: `@@FERMIGRID 1 <bytes of JSON> <JSON>`, alone on its line. A payload may print such a line too, so only the last
+one counts, and only when its length, job and batch are right.
 """
 
 from __future__ import annotations

@@ -1,20 +1,13 @@
-"""The run folder: every path in it, and how plans get into it whole or not at all."""
+"""The run folder: every path in it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fermigrid.errors import RunFolderError
-from fermigrid.plan import Header, Plan
-from fermigrid.render import render_job_env, render_manifest, render_shards, render_submit
-from fermigrid.resources import shipped
 
 _TAME_PATH = re.compile(r"[A-Za-z0-9/._+@=-]+\Z")
 
@@ -41,13 +34,23 @@ class RunFolder:
         return self.path / "campaign.yaml"
 
     @property
+    def runs(self) -> Path:
+        """The copy of the run table."""
+        return self.path / "runs.csv"
+
+    @property
+    def bundle(self) -> Path:
+        """The copy of the campaign's code, as it was packed."""
+        return self.path / "bundle.tar.gz"
+
+    @property
     def outputs(self) -> Path:
         """Accepted outputs that came back with their jobs."""
         return self.path / "outputs"
 
-    def batch(self, header: Header) -> Path:
+    def batch(self, block: str, step: str, generation: int) -> Path:
         """`blocks/b0000/clump.g0`: holds plan/ and work/."""
-        return self.path / "blocks" / header.block / f"{header.step}.g{header.generation}"
+        return self.path / "blocks" / block / f"{step}.g{generation}"
 
     def event_log(self, block: str) -> Path:
         """The event log of a block."""
@@ -56,88 +59,10 @@ class RunFolder:
 
 def check_path(path: Path) -> Path:
     """The absolute path of a run folder that every batch system can be given. Raises RunFolderError."""
-    absolute = Path(os.path.abspath(path))
+    absolute = Path(os.path.normpath(path.absolute()))
     if not _TAME_PATH.match(str(absolute)):
         bad = sorted(set(re.findall(r"[^A-Za-z0-9/._+@=-]", str(absolute))))
-        text = f"the run folder {str(absolute)!r} has {' '.join(map(repr, bad))} in its path, which HTCondor splits or expands"
+        what = " ".join(map(repr, bad))
+        text = f"the run folder {str(absolute)!r} has {what} in its path, which HTCondor splits or expands"
         raise RunFolderError(text, "Choose another with --run-dir; letters, digits and / . _ + @ = - are safe.")
     return absolute
-
-
-def write_plan(plan: Plan, folder: Path) -> str:
-    """Write a plan's files into `folder`, all or nothing, and return the plan's digest (sha256 of plan.json).
-
-    The files are written under another name, then renamed: a folder with this name is a whole plan. Nothing is synced: after
-    a power cut `is_plan` tells a damaged plan by its digest, and the same bytes are written again. Raises RunFolderError when
-    it cannot be written (disk full, no permission); nothing half-written is left behind.
-    """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        (draft / "shards").mkdir(parents=True)
-        digest = _write_files(plan, draft)
-        draft.rename(folder)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise RunFolderError(f"cannot write the plan {folder}: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return digest
-
-
-def _write_files(plan: Plan, folder: Path) -> str:
-    templates = shipped("submit_templates")
-    files: dict[str, str] = {}
-
-    def write(name: str, data: bytes) -> None:
-        (folder / name).write_bytes(data)
-        files[name] = hashlib.sha256(data).hexdigest()
-
-    items = hashlib.sha256()
-    with (folder / "items.txt").open("wb") as out:
-        for shard in render_shards(plan):
-            write(f"shards/{shard.name}", shard.data)
-            out.write(shard.items)
-            items.update(shard.items)
-    files["items.txt"] = items.hexdigest()
-    write("worker.sh", (templates / "worker" / "worker.sh").read_bytes())
-    (folder / "worker.sh").chmod(0o755)
-    write("job.env", render_job_env(plan.header).encode())
-    if plan.assembled.bundle:
-        write("bundle.tar.gz", plan.assembled.bundle.data)
-    if plan.header.request.site.backend == "htcondor":
-        write("job.sub", render_submit(plan.header, templates).encode())
-    manifest = render_manifest(plan.header, files).encode()
-    (folder / "plan.json").write_bytes(manifest)
-    return hashlib.sha256(manifest).hexdigest()
-
-
-def is_plan(folder: Path, digest: str) -> bool:
-    """Is the plan on disk whole, with this digest? Reads every file."""
-    try:
-        manifest = (folder / "plan.json").read_bytes()
-        if hashlib.sha256(manifest).hexdigest() != digest:
-            return False
-        files = json.loads(manifest)["files"]
-        return all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == want for name, want in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def make_work(folder: Path, plan: Path) -> None:
-    """The folders that a batch's logs and outputs come back to: one for each shard, made beforehand.
-
-    Jobs may run under another user than the one who submits (a pool's slot users), but file transfer writes here as the
-    submitter: the folders stay private.
-    """
-    for shard in (plan / "shards").iterdir():
-        (folder / shard.name).mkdir(parents=True, exist_ok=True)
-
-
-def read_items(plan: Path) -> Iterator[tuple[str, str]]:
-    """(job name, shard file) of each job of a plan, in order."""
-    with (plan / "items.txt").open(encoding="ascii") as lines:
-        for line in lines:
-            name, shard, _ = line.split()
-            yield name, shard

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from fermigrid.campaign import Runs
 from fermigrid.config import Source, read_text
@@ -115,3 +116,15 @@ def _parse_row(
         if _CONTROL.search(value):
             wrong(key, f"{value!r} contains a control character")
     return Run(name, events, values or None)
+
+
+def write_table(runs: Sequence[Run], file: TextIO) -> None:
+    """The inverse of `parse_table`."""
+    columns = sorted(runs[0].columns or {})
+    counted = runs[0].events is not None
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["run", *(["events"] if counted else []), *columns])
+    for run in runs:
+        writer.writerow(
+            [run.name, *([run.events] if counted else []), *((run.columns or {})[name] for name in columns)]
+        )

@@ -11,7 +11,7 @@ from fermigrid.runs import Run
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a run by events: `count` events from `first` (counted from 0 in the run). `name` is "" for the whole run."""
+    """A part of a run: `count` events from `first` on (from 0 in the run). `name` is "" for the whole run."""
 
     name: str
     first: int

@@ -1,8 +1,8 @@
 """The way out: plan -> intent in the ledger -> batch system -> record. Submitted exactly once, whatever is killed when.
 
 Order of the steps and what a crash between them leaves (docs/explanation/exactly-once.md):
-plan written, not intended: the folder is written again. Intended, not recorded: `settle` asks the batch system whether it
-landed, and submits only when it has said no twice. Recorded: done.
+plan written, not intended: the folder is written again. Intended, not recorded: `settle` asks the batch system whether
+it landed, and submits only when it has said no twice. Recorded: done.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from datetime import datetime
 
 from fermigrid import __version__, backends
 from fermigrid.advance import Work, blocks_of
-from fermigrid.assemble import Assembled
 from fermigrid.backends import Handle, RenderedBatch
 from fermigrid.errors import LedgerError, RunFolderError, SubmissionRefused
 from fermigrid.ledger import BatchRecord, CampaignRecord, Ledger, create_ledger, open_ledger
-from fermigrid.plan import plan_batch, shares
-from fermigrid.runfolder import RunFolder, is_plan, make_work, write_plan
+from fermigrid.plan import Assembled, plan_batch, shares
+from fermigrid.planfolder import is_plan, make_work, write_plan
+from fermigrid.runfolder import RunFolder
+from fermigrid.runs import write_table
 from fermigrid.site import Site
 
 NAMESPACE = uuid.UUID("6f2c0c1e-5d0b-5f43-9a3e-3c8f0b1f4a55")
@@ -66,7 +67,7 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
         known = ledger.campaign()
         if known.digest != digest:
             ledger.close()
-            text = f"{folder.path} holds campaign {known.name!r} as it was submitted on {known.created}, and this one differs from it"
+            text = f"{folder.path} holds campaign {known.name!r} of {known.created}, and this one differs from it"
             raise RunFolderError(
                 text, "Give another folder with --run-dir, or undo the change to go on with that campaign."
             )
@@ -78,7 +79,7 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.path.chmod(0o700)
-        folder.campaign.write_text(assembled.text, encoding="utf-8")
+        _keep(assembled, folder)
     except OSError as error:
         raise RunFolderError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
     record = CampaignRecord(
@@ -97,6 +98,15 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
     ledger.close()
     draft.rename(folder.ledger)  # a ledger that exists has its campaign in it
     return open_ledger(folder.ledger)
+
+
+def _keep(assembled: Assembled, folder: RunFolder) -> None:
+    """Copies of what the campaign was made of, so that later changes of its files do not reach it."""
+    folder.campaign.write_text(assembled.text, encoding="utf-8")
+    with folder.runs.open("w", encoding="utf-8", newline="") as file:
+        write_table(assembled.runs, file)
+    if assembled.bundle:
+        folder.bundle.write_bytes(assembled.bundle.data)
 
 
 def sites_of_blocks(assembled: Assembled, site: str | None) -> list[str]:
@@ -125,7 +135,7 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
     for work in works:
         plan = plan_batch(assembled, work)
         header, site = plan.header, plan.header.request.site
-        place = folder.batch(header)
+        place = folder.batch(work.block, work.step, work.generation)
         if (place / "plan").exists():  # written, but never intended: nobody has it
             shutil.rmtree(place / "plan")
         digest = write_plan(plan, place / "plan")
@@ -149,7 +159,7 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
 
 def rendered(folder: RunFolder, record: BatchRecord) -> RenderedBatch:
     """A batch of the ledger, as its backend takes it."""
-    place = folder.path / "blocks" / record.block / f"{record.step}.g{record.generation}"
+    place = folder.batch(record.block, record.step, record.generation)
     return RenderedBatch(
         batch_id=record.id,
         name=record.name,
@@ -185,7 +195,7 @@ def _where(backend: str, handle: Handle) -> str:
 
 
 def settle(ledger: Ledger, folder: RunFolder, hand: Hand, sleep: Callable[[float], None] = time.sleep) -> int:
-    """End every doubt: adopt the batches that landed, send those that certainly did not. Returns how many there were."""
+    """End every doubt: adopt the batches that landed, send those that did not. Returns how many there were."""
     doubtful = [record for record in ledger.batches() if record.submitted is None]
     for record in doubtful:
         backend, batch = backends.load(record.backend), rendered(folder, record)

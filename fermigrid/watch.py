@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from fermigrid import backends
 from fermigrid.accept import Items, accept_ended, publish_accepted
 from fermigrid.advance import Progress, work_needed
-from fermigrid.assemble import Assembled
 from fermigrid.backends import JobSeen
 from fermigrid.errors import BackendUnavailable
 from fermigrid.ledger import BatchRecord, JobRecord, Ledger
+from fermigrid.plan import Assembled
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import Seen, State, next_state
 from fermigrid.submit import Hand, handle_of, settle, sites_of_blocks, submit_work
@@ -69,13 +69,22 @@ def progress_of(f: Following) -> dict[tuple[str, str], Progress]:
     known = {}
     for batch in f.ledger.batches():
         by_state = counts.get(batch.id, {})
-        ended = sum(count for state, count in by_state.items() if state.final) >= batch.jobs
+        ended = has_ended(batch, by_state)
         incomplete = frozenset[str]()
         if ended and by_state.get(State.DONE, 0) < batch.jobs:
             split = f.assembled.campaign.steps[batch.step].split is not None
-            incomplete = frozenset(run_of(job.name, batch.step, split) for job in f.ledger.jobs_not_done(batch.id))
+            not_done = f.ledger.jobs_not_done(batch.id)
+            incomplete = frozenset(run_of(job.name, batch.step, split) for job in not_done)
+            if batch.removed:
+                incomplete = frozenset(run.name for run in f.assembled.runs)
         known[batch.block, batch.step] = Progress(ended, incomplete)
     return known
+
+
+def has_ended(batch: BatchRecord, by_state: dict[State, int]) -> bool:
+    """Will nothing more come of this batch by itself?"""
+    final = sum(count for state, count in by_state.items() if state.final)
+    return final >= batch.jobs or (batch.removed is not None and final == sum(by_state.values()))
 
 
 def run_of(job: str, step: str, split: bool) -> str:
@@ -95,7 +104,7 @@ def _observe(f: Following, items: Items, problems: list[str]) -> int:
     """Take in what the batch systems report; returns the number of events."""
     counts = f.ledger.counts()
     batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}
-    open_ = [b for b in batches.values() if sum(n for s, n in counts.get(b.id, {}).items() if s.final) < b.jobs]
+    open_ = [batch for batch in batches.values() if not has_ended(batch, counts.get(batch.id, {}))]
     total = 0
     for name in sorted({batch.backend for batch in open_}):
         backend = backends.load(name)

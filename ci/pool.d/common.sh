@@ -16,7 +16,7 @@ need_root() {
 }
 
 need_namespaces() {
-    need_programs unshare:util-linux nsenter:util-linux setpriv:util-linux flock:util-linux
+    need_programs unshare:util-linux mount:mount nsenter:util-linux setpriv:util-linux flock:util-linux
     local why
     why=$(unshare --mount --pid --fork --kill-child mount --make-rprivate / 2>&1) ||
         die "this machine gives root no mount and process namespaces ($why); a container needs --privileged or CAP_SYS_ADMIN"
@@ -48,7 +48,7 @@ install_packages() {
 
 need_space() {  # FOLDER MEGABYTES
     local free
-    free=$(df --output=avail -m "$1" | tail -n 1)
+    free=$(df --output=avail -m "$1" | tail -n 1 | tr -d ' ')
     [ "$free" -ge "$2" ] || die "$1 has $free MB free and $2 MB are needed: make room, or choose another place"
 }
 
@@ -90,6 +90,8 @@ cached() {  # FOLDER BUILDER ARG...
     flock -n "$cache_lock" || { say "waiting for another build"; flock "$cache_lock"; }
     if [ ! -d "$folder" ]; then
         rm -rf "$CACHE"/.building.*
+        # what nobody has started a pool from for a month
+        find "$CACHE" -mindepth 1 -maxdepth 1 -type d -mtime +30 -exec rm -rf {} +
         need_space "$CACHE" 3000
         say "building $(basename "$folder")"
         mkdir -m 755 "$CACHE/.building.$$"

@@ -1,4 +1,4 @@
-"""Describes a running pool in files: `facts.json` for tests, `sites/images.yaml` for fermigrid.
+"""Describes a running pool in files: `facts.json` for tests, `sites/*.yaml` for fermigrid.
 
 Usage: facts.py POOL_DIR BUILT_ROOTFS
 """
@@ -13,6 +13,14 @@ IMAGES = "/cvmfs/fermi.test/images"
 SOFTWARE = "/cvmfs/fermi.test/software"
 # What the tests were written against; others are used with a word of warning.
 TESTED = {"condor": "25.", "apptainer": "1."}
+SITE_TITLES = {
+    "a": "does as the job asks",
+    "b": "neither overlay nor underlay",
+    "c": "user bind control = no",
+    "d": "no container runtime",
+    "e": "an image of its own for jobs that ask for none",
+    "f": "ignores the job's image; the worker starts it",
+}
 
 
 def read_settings(file: Path) -> dict[str, str]:
@@ -60,7 +68,7 @@ def pool_facts(pool: Path, built: Path) -> dict[str, Any]:
         "absent_image": f"{IMAGES}/absent-1",
         "moving_image": f"{IMAGES}/light-latest",
         "software": {"lat-python": python},
-        "sites": ["SITEA", "SITEB", "SITEC", "SITED", "SITEE", "SITEF"],
+        "sites": {f"SITE{letter.upper()}": title for letter, title in SITE_TITLES.items()},
         "node_folders": {"cache": "/var/cache/fermigrid", "scratch": "/lscratch", "shared": "/sps"},
         "users": {"fermi": 20001, "prod": 20002},
         "versions": read_settings(built / "versions"),
@@ -102,6 +110,26 @@ def catalogue(facts: dict[str, Any]) -> str:
     )
 
 
+def site_file(letter: str) -> str:
+    """One of the six sites as fermigrid's site file: `pool-a` to `pool-f`."""
+    natively = letter in "abe"
+    return f"""\
+site: pool-{letter}
+title: "The test pool, SITE{letter.upper()} only: {SITE_TITLES[letter]}"
+contact: the fermigrid developers
+manual: https://apptainer.org/docs/admin/latest/configfiles.html
+backend: htcondor
+htcondor:
+  requirements: GLIDEIN_Site == "SITE{letter.upper()}"
+container:
+  launch: {"site" if natively else "worker"}
+  dialect: {"self-healing" if natively else "none"}
+  binds_anywhere: {"false" if letter == "b" else "true"}
+  node_cache: {{path: /var/cache/fermigrid, limit: 2 GiB}}
+output: {{kind: transfer}}
+"""
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file as a whole: a reader sees the old one or the new one."""
     temporary = path.with_name(path.name + ".new")
@@ -116,6 +144,8 @@ def main(pool: Path, built: Path) -> None:
         if not facts["versions"][name].startswith(prefix):
             print(f"pool: {name} is {facts['versions'][name]}, the tests know {prefix}x", file=sys.stderr)
     write_text(pool / "sites/images.yaml", catalogue(facts))
+    for letter in SITE_TITLES:
+        write_text(pool / f"sites/pool-{letter}.yaml", site_file(letter))
     write_text(pool / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 

@@ -13,7 +13,8 @@ build_images() {  # FOLDER ROOTFS -> FOLDER/cvmfs, FOLDER/http
     make_image "$1" "$2" light light-1
     make_image "$1" "$2" tiny tiny-1
     mkdir "$images/broken-1"     # a path that exists and is no image
-    cp -a "$images/light-1" "$1/cvmfs/site/default"
+    cp -al "$images/light-1" "$1/cvmfs/site/default"     # the same files, but for the marker
+    rm "$1/cvmfs/site/default/etc/fermigrid-image"
     echo site-default > "$1/cvmfs/site/default/etc/fermigrid-image"
     ( cd "$sifs" && sha256sum -- *.sif > SHA256SUMS )
     rm -rf "$1/work"

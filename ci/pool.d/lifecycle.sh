@@ -8,13 +8,25 @@ SITE_COUNT=6
 # The pool's first process, by number and by start time: a number alone may belong to another process by now.
 process_start_time() { sed 's/.*) //' "/proc/$1/stat" 2> /dev/null | cut -d ' ' -f 20; }
 
-alive() {
+is_there() {
     local pid began
     read -r pid began 2> /dev/null < "$POOL_DIR/pid" || return 1
     [ -n "$began" ] && [ "$(process_start_time "$pid")" = "$began" ]
 }
 
 first_process() { cut -d ' ' -f 1 "$POOL_DIR/pid"; }
+
+# A process that is just ending is there but has no program any more.
+alive() { is_there && readlink "/proc/$(first_process)/exe" > /dev/null; }
+
+wait_until_gone() {
+    local tenths=$1
+    while is_there; do
+        [ "$tenths" -gt 0 ] || return 1
+        tenths=$((tenths - 1))
+        sleep 0.1
+    done
+}
 
 inside() {  # COMMAND... in the running pool, in the same folder when that is under /tmp
     local folder=/
@@ -102,6 +114,14 @@ place_files() {
     echo "$IMAGES $SOFTWARE" > "$POOL_DIR/etc/origin"
 }
 
+# The child that is number 1 in a process namespace of its own; shells have short-lived other children.
+first_of_namespace() {  # PARENT
+    local pid
+    for pid in $(pgrep -P "$1"); do
+        if grep -qs '^NSpid:.*[[:space:]]1$' "/proc/$pid/status"; then echo "$pid"; fi
+    done
+}
+
 launch() {
     local outer pid=
     # shellcheck disable=SC2154
@@ -111,7 +131,7 @@ launch() {
         > "$POOL_DIR/log/start.out" 2>&1 {pool_lock}>&- &
     outer=$!
     for _ in $(seq 100); do
-        pid=$(pgrep -P "$outer" | head -n 1) || true
+        pid=$(first_of_namespace "$outer")
         [ -z "$pid" ] || break
         sleep 0.05
     done
@@ -167,12 +187,11 @@ make_tokens() {
 
 end_processes() {  # politely, then at once; the end of the first process is the end of all of them
     local pid
-    alive || { rm -f "$POOL_DIR/pid"; return 0; }
-    pid=$(first_process)
-    kill -QUIT "$pid" 2> /dev/null || true
-    for _ in $(seq 80); do alive || break; sleep 0.1; done
-    if alive; then kill -KILL "$pid"; fi
-    for _ in $(seq 100); do alive || break; sleep 0.1; done
-    alive && die "process $pid of the pool did not end; it hangs in the kernel (ps -o stat,wchan $pid)"
+    if is_there; then
+        pid=$(first_process)
+        kill -QUIT "$pid" 2> /dev/null || true
+        wait_until_gone 80 || kill -KILL "$pid" 2> /dev/null || true
+        wait_until_gone 100 || die "process $pid of the pool does not end: it hangs in the kernel (ps -o stat,wchan $pid)"
+    fi
     rm -f "$POOL_DIR/pid"
 }

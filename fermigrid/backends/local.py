@@ -80,7 +80,7 @@ def _write_first_line(folder: Folder, batch: RenderedBatch) -> None:
     except FileExistsError:
         return
     finally:
-        part.unlink()
+        part.unlink(missing_ok=True)
 
 
 def find(batch: RenderedBatch) -> Handle | None:
@@ -125,8 +125,8 @@ def _resume(handle: Handle) -> list[str]:
         return []
     try:
         _ensure_runner(handle)
-    except (BackendUnavailable, SubmissionRefused) as error:
-        return [f"{handle.batch.name}: its runner is not alive: {error}"]
+    except BackendUnavailable as error:
+        return [f"{error}"]
     return [f"{handle.batch.name}: its runner was not alive; a new one was started; see {folder.log}"]
 
 
@@ -149,12 +149,11 @@ def _ensure_runner(handle: Handle) -> None:
     host = next(read_all(folder.events)).get("host")
     if host != socket.gethostname():
         hint = f"Run fermigrid watch on {host}."
-        raise BackendUnavailable(f"its jobs run on {host}, this is {socket.gethostname()}", hint)
-    read_options(handle.batch.options)
-    write_whole(folder.batch, batch_to_text(handle.batch))
+        raise BackendUnavailable(f"{handle.batch.name}: its jobs run on {host}, this is {socket.gethostname()}", hint)
     environment = {name: value for name, value in os.environ.items() if name not in (TAG, "FERMIGRID_START")}
     command = [sys.executable, "-m", "fermigrid.backends.local_runner", str(folder.path)]
     try:
+        write_whole(folder.batch, batch_to_text(handle.batch))
         started = subprocess.run(
             command,
             env=environment,
@@ -243,6 +242,4 @@ def _check(handles: Sequence[Handle], indices: Indices) -> None:
     for handle in handles:
         for index in indices or ():
             if not 0 <= index < handle.batch.jobs:
-                raise NotFound(
-                    f"{handle.batch.name} has {handle.batch.jobs} jobs from 0, and none is {index}"
-                )
+                raise NotFound(f"{handle.batch.name} has jobs 0 to {handle.batch.jobs - 1}, not {index}")

@@ -4,13 +4,14 @@ A local batch has a folder of its own beside the event log of its block, `<event
 
     batch.json    the batch as it was submitted, for the runner
     events        JSON lines, only ever appended to; the first carries the batch id
-    lock          held by the runner and the keeper of each running job: free means that nothing of the batch runs
+    lock          held by the runner and the keepers of its jobs: free means that nothing of the batch runs
     commands/     hold, release and remove: a file each, obeyed in the order of their names, deleted when done
     runner.log    what the runner had to say
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -100,6 +101,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
+def say(text: str) -> None:
+    """A line for runner.log; on a full disk it is lost, which must end neither runner nor keeper."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{now()} {text}\n".encode())
+
+
 def try_lock(path: Path) -> int | None:
     """An open file that holds the lock, until it is closed; None when somebody else holds it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -121,7 +128,7 @@ class Lines:
 
 
 def read_lines(path: Path, offset: int, limit: int) -> Lines:
-    """The events from byte `offset` on, of `limit` bytes at most. A last line without its end stays for later."""
+    """The events from byte `offset` on, of `limit` bytes at most. Half a line at the end stays for later."""
     with path.open("rb") as stream:
         if offset > os.fstat(stream.fileno()).st_size:
             again = read_lines(path, 0, limit)
@@ -211,13 +218,13 @@ class EventFile:
             try:
                 line = line[os.write(self._handle, line) :]
             except OSError as error:
-                print(f"{now()} an event cannot be written, trying again: {error}", flush=True)
+                say(f"an event cannot be written, trying again: {error}")
                 time.sleep(_FULL_DISK_PAUSE)
 
 
 @dataclass
 class Table:
-    """What the events of a batch add up to: one byte a job, and more for those that started and are not over."""
+    """What the events of a batch add up to: one byte a job, more for those that run or wait again."""
 
     jobs: int
     states: bytearray = field(init=False)

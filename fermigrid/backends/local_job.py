@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -13,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fermigrid.backends import RenderedBatch
-from fermigrid.backends.local_events import try_lock
+from fermigrid.backends.local_events import say, try_lock
 from fermigrid.errors import SubmissionRefused
 
 
 @dataclass(frozen=True)
 class Options:
-    """The site's settings: CPUs for jobs, retries after failures of the infrastructure, s from TERM to KILL."""
+    """The site's settings: CPUs for jobs, starts after failures of the infrastructure, s to KILL."""
 
     slots: int
     retries: int
@@ -172,7 +173,8 @@ def remove_tree(folder: Path) -> None:
         for name in names:
             below = Path(path, name)
             if not below.is_symlink():
-                below.chmod(0o700)
+                with contextlib.suppress(OSError):  # of another user: rmtree then leaves it
+                    below.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
-        print(f"not all of {folder} could be removed", flush=True)
+        say(f"not all of {folder} could be removed")

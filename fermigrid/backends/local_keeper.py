@@ -1,10 +1,10 @@
 """The processes of a job on this machine.
 
-Each job runs under a keeper, a fork of the runner, between the runner and the worker. The keeper is the subreaper of
-all that the job starts, so nothing of a job escapes it; the kernel tells it (PR_SET_PDEATHSIG) when the runner dies, and
-then it ends the job as for a removal: TERM to the worker, which passes it on and reports, and KILL to everything after
-the grace. So killing a runner leaves no job behind; a job's slot and the batch's lock, which its keeper holds too, are
-free only when the job is gone.
+Each job runs under a keeper, a fork of the runner, between the runner and the worker. The keeper is the subreaper
+of all that the job starts, so nothing of a job escapes it; the kernel tells it (PR_SET_PDEATHSIG) when the runner
+dies, and then it ends the job as for a removal: TERM to the worker, which passes it on and reports, and KILL to
+everything after the grace. So killing a runner leaves no job behind; a job's slot and the batch's lock, which its
+keeper holds too, are free only when the job is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import ctypes
 import os
 import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fermigrid.backends import RenderedBatch
+from fermigrid.backends.local_events import say
 from fermigrid.backends.local_job import Item
 
 TAG = "FERMIGRID_BATCH"  # environment variable of the worker and the payload, with the batch id
@@ -40,10 +40,9 @@ def launch(batch: RenderedBatch, item: Item, start: int, folder: Path, grace: fl
     try:
         status = _keep(runner, batch, item, start, folder, grace)
     except BaseException:
-        traceback.print_exc()
+        say(f"keeper of {item.name}: {traceback.format_exc()}")
         raise
     finally:
-        sys.stderr.flush()
         _end_like(status)
 
 
@@ -150,7 +149,7 @@ def _kill_all(find: Callable[[], list[int]]) -> None:
     deadline = time.monotonic() + _KILL_LIMIT
     while found := find():
         if time.monotonic() > deadline:
-            print(f"processes that cannot be killed: {found}", flush=True)
+            say(f"processes that cannot be killed: {found}")
             return
         for pid in found:
             _send(pid, signal.SIGKILL)

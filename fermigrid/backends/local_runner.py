@@ -1,8 +1,9 @@
 """The process that runs the jobs of one local batch: `python -m fermigrid.backends.local_runner FOLDER`.
 
-It is started by `local.submit`, and by `local.observe` when it died before its jobs were over. All that it must know
-after a crash is in its event file: a job that had started and not ended is started again, one that ended is left alone.
-It holds the batch's lock, so there is one runner at most. Exit codes: 0 it runs (in the background), 3 another one does.
+It is started by `local.submit`, and by `local.observe` when it died before its jobs were over. All that it must
+know after a crash is in its event file: a job that had started and not ended is started again, one that ended is
+left alone. It holds the batch's lock, so there is one runner at most.
+Exit codes: 0 it runs (in the background), 3 another one does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fermigrid.backends.local_events import (
     batch_from_text,
     now,
     read_all,
+    say,
     try_lock,
 )
 from fermigrid.backends.local_job import (
@@ -66,14 +68,15 @@ class Items:
     """items.txt by line number: 8 bytes a job in memory, not its text."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = path.open("rb")
-        self._starts = array("Q", [0])
-        for line in self._stream:
-            self._starts.append(self._starts[-1] + len(line))
+        self._path, self._starts = path, array("Q", [0])
+        with path.open("rb") as stream:
+            for line in stream:
+                self._starts.append(self._starts[-1] + len(line))
 
     def __getitem__(self, index: int) -> Item:
-        self._stream.seek(self._starts[index])
-        name, shard, row = self._stream.readline().decode().split()
+        with self._path.open("rb") as stream:
+            stream.seek(self._starts[index])
+            name, shard, row = stream.readline().decode().split()
         return Item(index, name, shard, row)
 
 
@@ -126,12 +129,10 @@ class Runner:
         for left in self.options.scratch.glob(f"{self.batch.batch_id}.*"):
             remove_tree(left)
         while (index := self.table.find(RUNNING)) is not None:
-            self._note(
-                index, Seen.EVICTED, reason="its runner ended (killed, or the machine was started again)"
-            )
+            self._note(index, Seen.EVICTED, reason="its runner ended (killed, or the machine was started again)")
 
     def _note(self, index: int, seen: Seen, **more: Any) -> None:
-        """One event of a job: to the file first (what cannot be repeated, safe from a power cut), then to the table."""
+        """One event of a job: to the file first (an end safe from a power cut), then to the table."""
         event = {"index": index, "seen": str(seen), "time": now(), "host": self.host, **more}
         self.events.append(event, sync=seen is Seen.ENDED)
         self.table.apply(event)
@@ -165,9 +166,7 @@ class Runner:
             self._note(index, asked, reason=self.command.reason if self.command else "", code="1/0")
         elif status in INFRASTRUCTURE and self.table.failures.get(index, 0) < self.options.retries:
             again = f"{self.table.failures.get(index, 0) + 1} of {self.options.retries}"
-            self._note(
-                index, Seen.EVICTED, reason=f"exit code {status}: started again ({again})", failed=True
-            )
+            self._note(index, Seen.EVICTED, reason=f"exit code {status}: started again ({again})", failed=True)
         else:
             self._bring_back(run, status)
         remove_tree(run.folder)
@@ -220,7 +219,7 @@ def read_command(path: Path) -> Command:
 def cpus_of(plan_dir: Path) -> int:
     """The CPUs that each job of the plan asks for."""
     plan: Mapping[str, Any] = json.loads((plan_dir / "plan.json").read_text())
-    return int(plan.get("resources", {}).get("cpus", 1))
+    return int(plan["cpus"])
 
 
 def main(arguments: list[str]) -> int:
@@ -235,7 +234,7 @@ def main(arguments: list[str]) -> int:
     if os.fork():
         return 0
     _detach(folder)
-    print(f"{now()} runner {os.getpid()} for {runner.batch.name}", flush=True)
+    say(f"runner {os.getpid()} for {runner.batch.name}")
     runner.run()
     os.close(lock)
     return 0

@@ -1,11 +1,12 @@
-"""What every backend owes to the rest: submitted once, observed by cursor, each job ended once, whatever dies in between.
+"""What a backend owes to the rest: submitted once, observed by cursor, each job ended once, whatever dies in between.
 
-The tests know only the Protocol and an `Engine`: how its batches are laid out and how its submit side is killed. A second
-engine is a second parameter of the fixture. The jobs are those of a stand-in worker whose rows say what happens.
+The tests know only the Protocol and an `Engine`: how its batches are laid out and how its submit side is killed. A
+second engine is a second parameter of the fixture. The jobs are those of a stand-in worker whose rows say what happens.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,12 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
 from fermigrid.backends import Backend, Cursor, Handle, JobSeen, RenderedBatch, load
-from fermigrid.backends.local_events import folder_of, read_all
+from fermigrid.backends.local_events import batch_to_text, folder_of, read_all
 from fermigrid.errors import NotFound, SubmissionRefused
 from fermigrid.states import Seen
 
@@ -77,7 +79,7 @@ class Engine:
             items += [f"j{first + i} {shard} {i + 1}\n" for i in range(len(rows[first : first + 3]))]
         (plan / "items.txt").write_text("".join(items))
         (plan / "job.env").write_text("format=1\n")
-        (plan / "plan.json").write_text(json.dumps({"resources": {"cpus": options.pop("cpus", 1)}}))
+        (plan / "plan.json").write_text(json.dumps({"cpus": options.pop("cpus", 1)}))
         (plan / "worker.sh").write_text(WORKER)
         log = self.folder / "events.log"
         options = {**self.options, **options}
@@ -341,8 +343,6 @@ def test_two_processes_that_submit_at_once_start_one_runner(engine: Engine, tmp_
         "sys.stdin.readline()\n"
         "submit(batch_from_text(open(sys.argv[1]).read()))\n"
     )
-    from fermigrid.backends.local_events import batch_to_text
-
     (tmp_path / "b.json").write_text(batch_to_text(batch))
     command = [sys.executable, str(script), str(tmp_path / "b.json")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -497,7 +497,7 @@ def test_remove_ends_running_and_waiting_jobs(engine: Engine, tmp_path: Path) ->
     watch.until(Seen.REMOVED, 0, 4)
     assert watch.story(0) == [Seen.STARTED, Seen.REMOVED]
     assert watch.story(4) == [Seen.REMOVED]
-    assert watch.seen[-1].reason.startswith("removed by ")
+    assert all(s.reason.startswith("removed by ") for s in watch.seen if s.seen is Seen.REMOVED)
     assert engine.backend.explain(handle, 4)[0].startswith("removed since ")
     go.touch()
     watch.until(Seen.ENDED, 1, 2, 3)
@@ -523,7 +523,7 @@ def test_remove_works_when_the_runner_is_dead(engine: Engine, tmp_path: Path) ->
     engine.backend.remove([handle])
     watch.until(Seen.REMOVED, 0, 1, 2)
     wait(lambda: not alive(handle))
-    assert watch.story(0) in ([Seen.STARTED, Seen.EVICTED, Seen.REMOVED],)
+    assert watch.story(0) == [Seen.STARTED, Seen.EVICTED, Seen.REMOVED]
 
 
 def test_a_crash_while_removing_does_not_bring_the_jobs_back(engine: Engine, tmp_path: Path) -> None:
@@ -569,22 +569,25 @@ def test_hold_and_release_in_one_breath_leave_the_job_running(engine: Engine, tm
     watch.until(Seen.ENDED, 0)
 
 
-def test_holds_survive_a_crash(engine: Engine) -> None:
-    handle = engine.submit(engine.batch(["say=x", "say=x"], slots=1))
+def test_holds_survive_a_crash(engine: Engine, tmp_path: Path) -> None:
+    handle = engine.submit(engine.batch([f"wait={tmp_path / 'go'}"] * 2, slots=1))
     watch = Watch(engine, handle)
-    engine.backend.hold([handle], [1])
-    wait(lambda: watch.has(Seen.HELD, 1) or watch.has(Seen.ENDED, 1))
-    if watch.story(1) == [Seen.HELD]:
-        kill(runner_of(handle))
-        watch.until(Seen.ENDED, 0)
-        assert watch.story(1) == [Seen.HELD]
-        engine.backend.release([handle], [1])
-    watch.until(Seen.ENDED, 0, 1)
+    watch.until(Seen.STARTED, 0)
+    engine.backend.hold([handle])
+    watch.until(Seen.HELD, 0, 1)
+    kill(runner_of(handle))
+    wait(lambda: watch.look() or watch.problems)
+    engine.backend.remove([handle], [0])
+    watch.until(Seen.REMOVED, 0)
+    assert watch.story(1) == [Seen.HELD]
+    engine.backend.release([handle], [1])
+    (tmp_path / "go").touch()
+    watch.until(Seen.ENDED, 1)
 
 
 def test_a_job_that_does_not_exist_is_not_removed(engine: Engine) -> None:
     handle = engine.submit(engine.batch(["say=x"]))
-    with pytest.raises(NotFound, match="none is 1"):
+    with pytest.raises(NotFound, match="not 1"):
         engine.backend.remove([handle], [1])
     with pytest.raises(NotFound):
         engine.backend.explain(handle, -1)
@@ -605,11 +608,33 @@ def test_explain_tells_where_a_running_job_writes_and_how_one_ended(engine: Engi
     assert engine.backend.explain(handle, 0)[0].endswith("with exit code 7")
 
 
-# --- a full disk
+# --- what cannot be brought back
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_work_folder_holds_the_job_until_there_is_room(engine: Engine, tmp_path: Path) -> None:
+def fill(stream: FileIO) -> None:
+    """Write until there is no room for one byte more."""
+    while stream.write(b"\n"):
+        pass
+
+
+def test_a_job_whose_results_cannot_be_brought_back_is_held(engine: Engine) -> None:
+    batch = engine.batch(["say=x\tout=y"])
+    (shard,) = batch.work_dir.iterdir()
+    (shard / "out").rmdir()
+    (shard / "out").write_text("in the way")
+    handle = engine.submit(batch)
+    watch = Watch(engine, handle)
+    watch.until(Seen.HELD, 0)
+    assert watch.seen[-1].code == f"12/{errno.EEXIST}"
+    assert "could not be brought back" in engine.backend.explain(handle, 0)[0]
+    (shard / "out").unlink()
+    engine.backend.release([handle])
+    watch.until(Seen.ENDED, 0)
+    assert outputs_of(handle) == {"j0.0.g0.s2": "y"}
+
+
+@pytest.mark.drill
+def test_a_full_work_folder_holds_the_job_until_there_is_room(engine: Engine) -> None:
     batch = engine.batch(["say=" + "x" * 3000 + "\tout=" + "y" * 3000])
     (shard,) = batch.work_dir.iterdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(shard)], check=True)
@@ -617,10 +642,10 @@ def test_a_full_work_folder_holds_the_job_until_there_is_room(engine: Engine, tm
         filler = shard / "filler"
         with pytest.raises(OSError, match="No space"):
             filler.write_bytes(b"x" * 1_000_000)
-        handle = engine.submit(replace(batch))
+        handle = engine.submit(batch)
         watch = Watch(engine, handle)
         watch.until(Seen.HELD, 0)
-        assert watch.seen[-1].code in ("12/28", "13/28")
+        assert watch.seen[-1].code == f"12/{errno.ENOSPC}"
         assert "No space left" in engine.backend.explain(handle, 0)[0]
         filler.unlink()
         engine.backend.release([handle])
@@ -629,3 +654,35 @@ def test_a_full_work_folder_holds_the_job_until_there_is_room(engine: Engine, tm
         assert log_of(handle, "j0").endswith("@@END j0\n")
     finally:
         subprocess.run(["umount", "-l", str(shard)], check=True)
+
+
+@pytest.mark.drill
+def test_on_a_full_disk_no_event_is_lost(engine: Engine, tmp_path: Path) -> None:
+    """The events' own file system is full while jobs end: the runner waits, and goes on when there is room."""
+    small, go = tmp_path / "small", tmp_path / "go"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], check=True)
+    try:
+        batch = replace(engine.batch([f"wait={go}"] * 8, slots=8), event_log=small / "events.log")
+        handle = engine.submit(batch)
+        watch = Watch(engine, handle)
+        watch.until(Seen.STARTED, *range(8))
+        first = runner_of(handle)
+        filler = small / "filler"
+        with pytest.raises(OSError, match="No space"):
+            filler.write_bytes(b"x" * 1_000_000)
+        with folder_of(batch).events.open("ab", buffering=0) as stream, pytest.raises(OSError, match="No space"):
+            fill(stream)
+        go.touch()
+        wait(lambda: len(list(batch.work_dir.glob("*/*.log"))) == 1)  # its end is the event that cannot be written
+        assert not watch.has(Seen.ENDED, 0)
+        assert alive(handle)
+        filler.unlink()
+        watch.until(Seen.ENDED, *range(8))
+        wait(lambda: not alive(handle))
+        watch.look()
+        assert all(watch.story(index) == [Seen.STARTED, Seen.ENDED] for index in range(8))
+        assert runner_of(handle) == first
+    finally:
+        engine.handles.clear()
+        subprocess.run(["umount", "-l", str(small)], check=True)

@@ -39,6 +39,7 @@ class Pool:
         try:
             pid, began = (self.directory / "pid").read_text().split()
             stat = Path(f"/proc/{pid}/stat").read_text()
+            Path(f"/proc/{pid}/exe").readlink()  # a process that is just ending has none
         except (OSError, ValueError):
             return False
         return stat.rpartition(") ")[2].split()[19] == began
@@ -181,6 +182,23 @@ def fermi(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Pool:
 
     htcondor2.reload_config()
     return pool
+
+
+@pytest.fixture
+def private_folder() -> Iterator[Path]:
+    """A folder for a pool of the test's own, which it may break: it is ended and removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="fermigrid-pool-drill-", dir="/tmp"))
+    yield folder
+    call_pool(folder, "clean")
+
+
+@pytest.fixture
+def watched_private_pool(private_folder: Path) -> Iterator[Pool]:
+    """A running pool of the test's own, watched as the shared one is."""
+    start_pool(private_folder)
+    private = describe(private_folder)
+    with watchdog(private):
+        yield private
 
 
 @pytest.fixture

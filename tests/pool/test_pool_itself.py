@@ -6,10 +6,10 @@ import hashlib
 import os
 import signal
 import subprocess
-import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,9 +89,7 @@ def test_a_job_asks_for_no_image(job_folder: Path, site: str, answer: list[str])
     [("SITEB", {"enable overlay = no", "enable underlay = no"}), ("SITEC", {"user bind control = no"})],
 )
 @pytest.mark.usefixtures("fermi")
-def test_a_site_forbids_it_to_jobs_that_start_a_container(
-    job_folder: Path, site: str, forbidden: set[str]
-) -> None:
+def test_a_site_forbids_it_to_jobs_that_start_a_container(job_folder: Path, site: str, forbidden: set[str]) -> None:
     assert forbidden <= set(run_job(job_folder, site, "cat /etc/apptainer/apptainer.conf"))
 
 
@@ -142,14 +140,6 @@ def call(verb: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, env=env, text=True, capture_output=True, timeout=900, check=False)
 
 
-@pytest.fixture
-def private_folder() -> Iterator[Path]:
-    """A folder for a pool that a test may break; the pool is gone afterwards whatever happened."""
-    folder = Path(tempfile.mkdtemp(prefix="fermigrid-pool-drill-", dir="/tmp"))
-    yield folder
-    call("clean", folder)
-
-
 def processes_of(directory: Path) -> list[int]:
     """Processes that were started for the pool in `directory`, known by their environment or arguments."""
     found = []
@@ -186,11 +176,20 @@ def test_stop_and_clean_leave_nothing_behind(private_folder: Path) -> None:
 def test_a_start_after_everything_was_killed(private_folder: Path) -> None:
     assert call("start", private_folder).returncode == 0
     for pid in processes_of(private_folder):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the end of its parent was its own
+            os.kill(pid, signal.SIGKILL)
     wait_until_gone(private_folder)
     assert call("status", private_folder).returncode == 1
-    assert call("start", private_folder).returncode == 0
+    assert "up in" in call("start", private_folder).stderr
     assert call("status", private_folder).returncode == 0
+
+
+@pytest.mark.drill
+def test_a_pool_that_dies_ends_the_test_with_its_logs(watched_private_pool: Pool) -> None:
+    first = int((watched_private_pool.directory / "pid").read_text().split()[0])
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(pytest.fail.Exception, match=r"the pool died(?s:.*)MasterLog"):
+        threading.Event().wait(20)
 
 
 @pytest.mark.drill

@@ -1,0 +1,5 @@
+"""`python -m fermigrid`."""
+
+from fermigrid.cli import main
+
+main()

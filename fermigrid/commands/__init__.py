@@ -1,0 +1,1 @@
+"""One thin file a verb: parse options, call the core, print."""

@@ -1,0 +1,108 @@
+"""What the verbs that deal with a submitted campaign share: opening it, and following it with a progress bar."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import click
+
+from fermigrid.assemble import assemble_kept
+from fermigrid.errors import LedgerError
+from fermigrid.ledger import open_ledger, writing
+from fermigrid.registry import find_campaign, registry_path
+from fermigrid.runfolder import RunFolder
+from fermigrid.standing import Standing, standing_of
+from fermigrid.submit import Hand
+from fermigrid.watch import Following, watch_once
+
+POLL_S = 2.0  # between two looks while following; a look costs one read of each event log
+
+
+def make_hand() -> Hand:
+    """The person at the keyboard, and the clock."""
+    who = f"{getpass.getuser()}@{socket.gethostname()}"
+    return Hand(who, lambda: datetime.now(UTC), lambda text: click.echo(text, err=True))
+
+
+def locate(campaign: str) -> RunFolder:
+    """The run folder of a campaign by its name or path."""
+    return find_campaign(campaign, registry_path(os.environ))
+
+
+@contextmanager
+def following(folder: RunFolder, hand: Hand) -> Iterator[Following]:
+    """A submitted campaign, opened for reading."""
+    ledger = open_ledger(folder.ledger)
+    try:
+        record = ledger.campaign()
+        yield Following(ledger, folder, assemble_kept(folder, record), record.site, hand)
+    finally:
+        ledger.close()
+
+
+def refresh(f: Following) -> tuple[str, ...]:
+    """One look, unless another fermigrid is at work on the campaign already. Returns problems, in words."""
+    try:
+        with writing(f.folder.ledger):
+            return watch_once(f).problems
+    except LedgerError as error:
+        return (str(error),)
+
+
+def follow(f: Following) -> Standing:
+    """Look again and again until nothing is left to wait for; the caller holds the writer's lock."""
+    with _bar(f) as show:
+        told: set[str] = set()
+        while True:
+            turn = watch_once(f)
+            for problem in turn.problems:
+                if problem not in told:
+                    f.hand.tell(problem)
+                    told.add(problem)
+            standing = standing_of(f.ledger)
+            show(standing)
+            if turn.finished:
+                return standing
+            if not turn.events:
+                time.sleep(float(os.environ.get("FERMIGRID_POLL_S", POLL_S)))
+
+
+@contextmanager
+def _bar(f: Following) -> Iterator[Callable[[Standing], None]]:
+    """A progress bar on a terminal, silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[states]}"), console=Console(stderr=True)) as progress:
+        task = progress.add_task(f.assembled.campaign.campaign, total=None, states="")
+
+        def show(standing: Standing) -> None:
+            progress.update(task, total=standing.jobs, completed=standing.ended, states=standing.words)
+
+        yield show
+
+
+def control_campaign(campaign: str, action: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> int:
+    """Remove, hold or release; returns the number of jobs."""
+    from fermigrid.control import control
+
+    folder = locate(campaign)
+    with following(folder, make_hand()) as f, writing(folder.ledger):
+        unknown = sorted(set(steps) - set(f.assembled.campaign.steps))
+        if unknown:
+            raise click.UsageError(f"no step {unknown[0]!r}; there are {', '.join(f.assembled.campaign.steps)}")
+        watch_once(f)
+        count = control(f, action, steps, jobs)
+        watch_once(f)
+        return count

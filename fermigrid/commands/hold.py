@@ -1,0 +1,18 @@
+"""`fermigrid hold`."""
+
+from __future__ import annotations
+
+import click
+
+from fermigrid.commands.options import campaign_argument, job_option, step_option
+
+
+@click.command("hold")
+@campaign_argument
+@step_option
+@job_option
+def command(campaign: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> None:
+    """Keep waiting jobs of CAMPAIGN from starting, until they are released."""
+    from fermigrid.commands.following import control_campaign
+
+    click.echo(f"held: {control_campaign(campaign, 'hold', steps, jobs)} jobs")

@@ -1,0 +1,18 @@
+"""`fermigrid release`."""
+
+from __future__ import annotations
+
+import click
+
+from fermigrid.commands.options import campaign_argument, job_option, step_option
+
+
+@click.command("release")
+@campaign_argument
+@step_option
+@job_option
+def command(campaign: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> None:
+    """Let held jobs of CAMPAIGN go on."""
+    from fermigrid.commands.following import control_campaign
+
+    click.echo(f"released: {control_campaign(campaign, 'release', steps, jobs)} jobs")

@@ -1,0 +1,18 @@
+"""`fermigrid remove`."""
+
+from __future__ import annotations
+
+import click
+
+from fermigrid.commands.options import campaign_argument, job_option, step_option
+
+
+@click.command("remove")
+@campaign_argument
+@step_option
+@job_option
+def command(campaign: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> None:
+    """Take jobs of CAMPAIGN out of the queue for good: all, those of a STEP, or some by name."""
+    from fermigrid.commands.following import control_campaign
+
+    click.echo(f"removed: {control_campaign(campaign, 'remove', steps, jobs)} jobs")

@@ -1,0 +1,85 @@
+"""`fermigrid status`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from fermigrid.commands.options import json_option
+
+
+@click.command("status")
+@click.argument("campaign", required=False)
+@click.option("--check", is_flag=True, help="Exit with 1 when a job failed, was removed or got lost.")
+@click.option("--failed", is_flag=True, help="List the jobs that failed, with the reason.")
+@json_option
+def command(campaign: str | None, check: bool, failed: bool, as_json: bool) -> int:
+    """Where CAMPAIGN (its name or run folder) stands; without one, all of mine."""
+    from fermigrid.commands.tables import print_json, print_table
+    from fermigrid.registry import my_campaigns, registry_path
+
+    if campaign is not None:
+        return _one(campaign, check, failed, as_json)
+    rows = [_summary(name, folder) for name, folder in my_campaigns(registry_path(os.environ))]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(["campaign", "jobs", "state", "run folder"], [list(row.values()) for row in rows])
+    return 0
+
+
+def _summary(name: str, folder: Any) -> dict[str, Any]:
+    from contextlib import closing
+
+    from fermigrid.ledger import open_ledger
+    from fermigrid.standing import standing_of
+
+    with closing(open_ledger(folder.ledger)) as ledger:
+        standing = standing_of(ledger)
+    return {"campaign": name, "jobs": standing.jobs, "state": standing.words, "folder": str(folder.path)}
+
+
+def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
+    from fermigrid.commands.following import following, locate, make_hand, refresh
+    from fermigrid.commands.tables import print_json, print_table
+    from fermigrid.standing import ORDER, standing_of
+    from fermigrid.states import State
+
+    with following(locate(campaign), make_hand()) as f:
+        problems = refresh(f)
+        standing = standing_of(f.ledger)
+        losers = f.ledger.jobs_in(State.FAILED) if failed else []
+    if as_json:
+        rows = [
+            {"name": b.batch.name, "site": b.batch.site, "jobs": b.batch.jobs, "state": b.words, "states": b.counts}
+            for b in standing.batches
+        ]
+        print_json(
+            {
+                "campaign": f.assembled.campaign.campaign,
+                "folder": str(f.folder.path),
+                "jobs": standing.jobs,
+                "states": standing.counts,
+                "rehearsed": standing.rehearsed,
+                "batches": rows,
+                "failed": [{"job": j.name, "host": j.host, "code": j.code, "reason": j.reason} for j in losers],
+                "problems": problems,
+            }
+        )
+    else:
+        for problem in problems:
+            click.echo(problem, err=True)
+        used = [state for state in ORDER if standing.counts[state]]
+        lines = [
+            [b.batch.name, b.batch.site, b.words, b.batch.jobs, *(b.counts[state] for state in used)]
+            for b in standing.batches
+        ]
+        print_table(["batch", "site", "", "jobs", *used], lines)
+        click.echo(f"{f.assembled.campaign.campaign}: {standing.jobs} jobs, {standing.words}")
+        if standing.rehearsed:
+            click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")
+        if losers:
+            print_table(["job", "host", "code", "reason"], [[j.name, j.host, j.code, j.reason] for j in losers])
+    return 1 if check and not standing.good else 0

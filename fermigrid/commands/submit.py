@@ -1,0 +1,127 @@
+"""`fermigrid submit`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fermigrid.commands.options import checked, search_folders, set_option, site_option, sites_option
+
+
+class FileOrCommand(click.Command):
+    """Everything behind `--` is a command for one job, as it stands."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            cut = args.index("--")
+            args, ctx.meta["command"] = args[:cut], tuple(args[cut + 1 :])
+        return super().parse_args(ctx, args)
+
+
+@click.command("submit", cls=FileOrCommand)
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@site_option
+@click.option("--run-dir", type=click.Path(path_type=Path), help="The run folder; default: fermigrid-runs/CAMPAIGN.")
+@click.option("--wait", is_flag=True, help="Follow the campaign to its end; exit with 1 when a job failed.")
+@set_option
+@sites_option
+@click.option("--image", metavar="IMAGE", help="For a command: the container image.")
+@click.option("--name", metavar="NAME", help="For a command: its name; default: that of the program and the time.")
+@click.option("--jobs", default=1, show_default=True, help="For a command: how often; FERMIGRID_RUN tells them apart.")
+@click.option("--code", multiple=True, metavar="PATH", help="For a command: a file or folder that travels with it.")
+@click.option("--software", multiple=True, metavar="NAME", help="For a command: software to mount in.")
+@click.option("--output", "outputs", multiple=True, metavar="FILE", help="For a command: a file that it writes.")
+@click.option("--cpus", type=int, help="For a command: cores.")
+@click.option("--memory", help="For a command, such as '2 GiB'.")
+@click.option("--disk", help="For a command, such as '10 GiB'.")
+@click.option("--walltime", help="For a command, such as '4 h'.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    file: Path | None,
+    site: str | None,
+    run_dir: Path | None,
+    wait: bool,
+    parameters: tuple[str, ...],
+    folders: tuple[Path, ...],
+    **one_off: Any,
+) -> int:
+    """Submit a campaign FILE, or one COMMAND: fermigrid submit --site S --image I -- COMMAND ARG...
+
+    Submitting again what was submitted already sends nothing twice: it goes on where it was cut short.
+    """
+    from fermigrid.errors import ConfigError, Problem
+
+    words: tuple[str, ...] | None = ctx.meta.get("command")
+    if (file is None) == (words is None):
+        raise click.UsageError("give a campaign FILE, or -- COMMAND ARG...")
+    search = search_folders(folders)
+    if words is None:
+        assert file is not None
+        if given := sorted(name for name, value in one_off.items() if value not in (None, (), 1)):
+            raise click.UsageError(f"--{given[0].rstrip('s')} goes with -- COMMAND, a campaign file says it itself")
+        assembled = checked(file, site, parameters, search)
+    else:
+        assembled = _one_off(words, site, search, one_off)
+    if not assembled.sites:
+        raise ConfigError(
+            [Problem(str(file), 0, "sites", "names no site: write sites: {slac: 70, in2p3: 30}, or give --site")]
+        )
+    return _submit(assembled, site, run_dir, search, wait)
+
+
+def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tuple[Path, ...], wait: bool) -> int:
+    from fermigrid.commands.following import follow, make_hand
+    from fermigrid.ledger import writing
+    from fermigrid.registry import register, registry_path
+    from fermigrid.runfolder import RunFolder, check_path
+    from fermigrid.standing import standing_of
+    from fermigrid.submit import begin, settle
+    from fermigrid.watch import Following, advance
+
+    name = assembled.campaign.campaign
+    folder = RunFolder(check_path(run_dir or Path("fermigrid-runs", name)))
+    hand = make_hand()
+    ledger = begin(assembled, folder, site, [str(path) for path in search], hand)
+    try:
+        register(folder, name, registry_path(os.environ))
+        with writing(folder.ledger):
+            f = Following(ledger, folder, assembled, site, hand)
+            doubts = settle(ledger, folder, hand)
+            sent = advance(f)
+            if not sent and not doubts:
+                hand.tell(f"{name} was submitted before; nothing new to send")
+            standing = follow(f) if wait else standing_of(ledger)
+        click.echo(f"{name}: {standing.jobs} jobs, {standing.words}")
+        if standing.rehearsed:
+            click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")
+        click.echo(f"run folder: {folder.path}", err=True)
+        return 1 if wait and not standing.good else 0
+    finally:
+        ledger.close()
+
+
+def _one_off(words: tuple[str, ...], site: str | None, search: tuple[Path, ...], options: dict[str, Any]) -> Any:
+    """A campaign of one command, checked like one from a file."""
+    from datetime import datetime
+
+    from fermigrid.assemble import assemble_data
+    from fermigrid.check import find_problems
+    from fermigrid.errors import ConfigError
+    from fermigrid.one_off import describe
+
+    if not words:
+        raise click.UsageError("there is no command behind --")
+    if site is None:
+        raise click.UsageError("a command needs --site")
+    if options["image"] is None:
+        raise click.UsageError("a command needs --image")
+    data = describe(words, folder=Path.cwd(), now=datetime.now(), **options)  # local time: it is in the job's name
+    assembled = assemble_data(data, Path.cwd(), site, search)
+    if problems := find_problems(assembled):
+        raise ConfigError(problems)
+    return assembled

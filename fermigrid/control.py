@@ -1,0 +1,47 @@
+"""Remove, hold and release: a person's hand on jobs that are submitted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from fermigrid import backends
+from fermigrid.find_job import find_job
+from fermigrid.standing import standing_of
+from fermigrid.submit import handle_of
+from fermigrid.watch import Following
+
+
+def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]) -> int:
+    """Do `action` (remove, hold or release) to all jobs, those of some steps, or some by name; returns how many.
+
+    The caller holds the writer's lock. Raises NotFound for a job that was not submitted, BackendUnavailable when the
+    batch system does not answer: then some may be done and others not, and doing it again is harmless.
+    """
+    wanted: dict[str, list[int] | None] = {}
+    batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}
+    counts = {standing.batch.id: standing.counts for standing in standing_of(f.ledger).batches}
+    total = 0
+    if jobs:
+        by_batch: dict[str, list[int]] = defaultdict(list)
+        for name in jobs:
+            found = find_job(f.ledger, f.folder, name)[-1]
+            by_batch[found.batch.id].append(found.index)
+        wanted.update(by_batch)
+        total = len(jobs)
+    else:
+        for batch in batches.values():
+            alive = sum(count for state, count in counts[batch.id].items() if not state.final)
+            if alive and (not steps or batch.step in steps):
+                wanted[batch.id] = None
+                total += alive
+    for batch_id, indices in wanted.items():
+        batch = batches[batch_id]
+        backend = backends.load(batch.backend)
+        getattr(backend, action)([handle_of(f.folder, batch)], indices)
+        if action == "remove" and indices is None:
+            f.ledger.remove(batch.id, f.hand.now(), f.hand.who)
+        else:
+            what = f"{action} {batch.name}" + (f": {len(indices)} jobs" if indices else "")
+            f.ledger.note(f.hand.now(), f.hand.who, what)
+    return total

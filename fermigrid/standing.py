@@ -1,0 +1,71 @@
+"""Where a campaign stands: counts of jobs by batch and state, from the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fermigrid.ledger import BatchRecord, Ledger
+from fermigrid.states import State
+
+ORDER = (State.DONE, State.RUNNING, State.WAITING, State.HELD, State.ENDED, State.UNKNOWN, State.FAILED, State.REMOVED)
+
+
+@dataclass(frozen=True)
+class BatchStanding:
+    """One batch: `counts` has every state, jobs that nothing happened to are waiting (or removed with their batch)."""
+
+    batch: BatchRecord
+    counts: dict[State, int]
+
+    @property
+    def words(self) -> str:
+        """`in doubt`, `submitted` or `ended`."""
+        if self.batch.submitted is None:
+            return "in doubt"
+        return "ended" if sum(n for state, n in self.counts.items() if state.final) == self.batch.jobs else "submitted"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A whole campaign."""
+
+    batches: tuple[BatchStanding, ...]
+    rehearsed: int
+
+    @property
+    def counts(self) -> dict[State, int]:
+        """State -> number of jobs."""
+        return {state: sum(batch.counts[state] for batch in self.batches) for state in ORDER}
+
+    @property
+    def jobs(self) -> int:
+        """All jobs of the batches so far."""
+        return sum(batch.batch.jobs for batch in self.batches)
+
+    @property
+    def ended(self) -> int:
+        """The jobs to which nothing more comes by itself."""
+        return sum(count for state, count in self.counts.items() if state.final)
+
+    @property
+    def words(self) -> str:
+        """`12 done, 3 running`."""
+        return ", ".join(f"{count} {state}" for state, count in self.counts.items() if count) or "no jobs"
+
+    @property
+    def good(self) -> bool:
+        """Has no job failed, been removed or got lost?"""
+        counts = self.counts
+        return not (counts[State.FAILED] or counts[State.REMOVED] or counts[State.UNKNOWN])
+
+
+def standing_of(ledger: Ledger) -> Standing:
+    """Where the campaign of this ledger stands."""
+    counts = ledger.counts()
+    batches = []
+    for batch in ledger.batches():
+        by_state = {state: counts.get(batch.id, {}).get(state, 0) for state in ORDER}
+        rest = batch.jobs - sum(by_state.values())
+        by_state[State.REMOVED if batch.removed else State.WAITING] += rest
+        batches.append(BatchStanding(batch, by_state))
+    return Standing(tuple(batches), ledger.rehearsed())

@@ -1,0 +1,1752 @@
+#!/bin/bash
+# The fermigrid worker: the program that runs on the node, around one job's payload.
+#
+#   worker.sh run JOB SHARDFILE ROW BATCH      in a scratch folder with job.env, the shard file and the bundle
+#
+# It finds or starts the container, stages in, runs the payload, stages out, and ends its stdout with one line, the report,
+# in every case. The contract is docs/architecture.md, the manual docs/reference/worker.md. bash 4.1 or later, coreutils, curl or wget.
+#
+# Conventions: functions that find something out leave it in a global variable named in their comment, because every $( )
+# is a fork. `_finish CODE WORDS` is the only way out; the EXIT trap cleans and reports. Data of a person is never evaluated.
+set -Eeuo pipefail
+export LC_ALL=C                             # bytes are bytes, and tools speak the language that is matched below
+unset LD_LIBRARY_PATH LD_PRELOAD BASH_ENV ENV CDPATH
+host_path=${PATH:-/usr/local/bin:/usr/bin:/bin}
+export PATH=$host_path:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
+shopt -u patsub_replacement 2> /dev/null || :   # bash 5.2: & in a replacement is a plain character
+
+readonly BAD_JOB=80 NO_RUNTIME=81 NO_IMAGE=82 IMAGE_DAMAGED=83 NO_BIND=84 NO_SECRET=85 STAGE_IN=86 NO_OUTPUT=87 \
+    STAGE_OUT=88 SCRATCH_FULL=89 CVMFS_BROKEN=91 INTERNAL=99
+readonly TAME='^[A-Za-z0-9][A-Za-z0-9._-]*$' VARIABLE='^[A-Za-z_][A-Za-z0-9_]*$' HEX64='^[0-9a-f]{64}$'
+readonly KEY='^[a-z][a-z0-9_.]*$' NUMBER='^[0-9]{1,18}$'
+readonly MARKER_FILE=/etc/fermigrid-image
+readonly FREE_KB=1024                       # less free space than this is "full"
+readonly SUMMARY_KEYS=64 SUMMARY_BYTES=256 MESSAGE_BYTES=2000
+
+# ---------------------------------------------------------------------------------------------------------------- what is known
+job='' shard_file='' row_number='' batch=''          # the arguments
+side=run                                             # run; inside: started again in the container by order wrapper-inside
+declare -A set_of=()                                 # job.env: the keys that come once
+image_urls=() runtimes=() env_list=()
+bind_from=() bind_to=() bind_mode=() bind_required=() bind_result=()
+software=() software_from=() software_to=() software_path=() software_env=() software_env_of=()
+secret=() secret_from=() secret_point=() secret_point_of=() secret_set=()
+row_job='' row_run='' row_piece='' args=() row_env=()
+in_name=() in_bytes=() in_adler=() in_sha=() in_source=() in_source_of=()
+out_name=() out_to=()
+
+scratch='' work='' control='' view='' secret_view=''   # folders; `view`: work as the payload sees it
+attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
+declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stage_out]=0)
+where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null version_fd=''
+image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 image_private='' cache_dir='' cache_fd='' lock_fd='' lock_dir=''
+secret_dir='' guard_fd=''
+started_payload=false payload_exit=null payload_signal=null signals=() pending=()
+exit_code='' message='' finishing='' critical='' deferred='' interrupted=''
+payload_group='' child='' killer='' parts=()
+json='' json_tried='' json_inputs='' json_outputs='' json_image='' json_runtime='' json_binds=''
+summary_keys=() summary_values=()
+answer=()
+
+# ---------------------------------------------------------------------------------------------------------------- time and words
+_now() {  # -> now_ms, milliseconds
+    local t
+    if [ -n "${EPOCHREALTIME:-}" ]; then
+        t=${EPOCHREALTIME//[^0-9]/}
+        now_ms=$((t / 1000))
+    else
+        read -r t _ < /proc/uptime
+        t=${t/./}
+        now_ms=$((10#$t * 10))
+    fi
+}
+
+_utc() {  # EPOCH_SECONDS -> utc; the calendar by arithmetic, because old bash has no clock of its own
+    local z=$(($1 / 86400 + 719468)) s=$(($1 % 86400)) era doe yoe doy mp year day month
+    era=$((z / 146097)) doe=$((z % 146097))
+    yoe=$(((doe - doe / 1460 + doe / 36524 - doe / 146096) / 365))
+    doy=$((doe - (365 * yoe + yoe / 4 - yoe / 100)))
+    mp=$(((5 * doy + 2) / 153))
+    day=$((doy - (153 * mp + 2) / 5 + 1)) month=$((mp < 10 ? mp + 3 : mp - 9))
+    year=$((yoe + era * 400 + (month <= 2)))
+    printf -v utc '%04d-%02d-%02dT%02d:%02d:%02dZ' "$year" "$month" "$day" $((s / 3600)) $((s / 60 % 60)) $((s % 60))
+}
+
+_log() {  # WORDS...
+    local utc words="$*"
+    _now
+    _utc $((begin + (now_ms - begin_ms) / 1000))
+    printf 'fermigrid| %s %s\n' "$utc" "${words//[[:cntrl:]]/?}" >&2 2> /dev/null || :
+}
+
+_seconds() {  # MILLISECONDS -> seconds, a decimal number
+    local ms=$(($1 < 0 ? 0 : $1))
+    printf -v seconds '%d.%03d' $((ms / 1000)) $((ms % 1000))
+}
+
+_phase() {  # NAME: the time until now belongs to the phase before
+    _now
+    spent[$phase]=$((${spent[$phase]:-0} + now_ms - phase_ms))
+    phase=$1 phase_ms=$now_ms
+}
+
+_get() { printf -v "$1" '%s' "${set_of[$2]:-${3:-}}"; }  # VARIABLE KEY [DEFAULT]
+
+# ---------------------------------------------------------------------------------------------------------------- ways out
+_finish() {  # CODE WORDS...
+    exit_code=$1
+    shift
+    message=$*
+    exit "$exit_code"
+}
+
+_finish_or_full() {  # CODE WORDS... ; 89 when the scratch disk is the reason
+    if _scratch_is_full; then
+        local code=$1
+        shift
+        _finish "$SCRATCH_FULL" "scratch is full ($scratch; it would have been $code): $*"
+    fi
+    _finish "$@"
+}
+
+_scratch_is_full() {
+    local free=''
+    { read -r _ && read -r _ _ _ free _; } < <(df -P -k -- "${scratch:-.}" 2> /dev/null) || return 1
+    [[ $free =~ $NUMBER ]] && [ "$free" -lt "$FREE_KB" ]
+}
+
+_on_error() {  # STATUS FUNCTION LINE COMMAND
+    [ "$BASHPID" = "$$" ] || exit "$1"      # a subshell: its parent decides
+    trap - ERR
+    if [ "$phase" != finish ] && _scratch_is_full; then
+        _finish "$SCRATCH_FULL" "scratch is full ($scratch): $2, line $3"
+    fi
+    _finish "$INTERNAL" "internal error in $2, line $3, status $1"
+}
+
+_on_signal() {  # NAME NUMBER
+    interrupted=yes
+    signals+=("$1")
+    if [ "$phase" = payload ]; then
+        pending+=("$1")
+        _forward
+    elif [ "$1" = USR1 ] || [ "$1" = USR2 ] || [ "$1" = XCPU ]; then
+        _log "signal $1 in phase $phase: nothing to forward it to"
+    elif [ -n "$critical" ]; then
+        deferred="$1 $2"
+    elif [ -z "$finishing" ]; then
+        _finish $((128 + $2)) "ended by signal $1 in phase $phase"
+    fi
+}
+
+_forward() {  # pending signals to the payload's process group; those that end a job start its grace time
+    local name grace
+    [ -n "$payload_group" ] || return 0
+    for name in ${pending[@]+"${pending[@]}"}; do
+        _log "signal $name goes to the payload"
+        kill "-$name" -- "-$payload_group" 2> /dev/null || :
+        if [ -z "$killer" ] && [[ $name == TERM || $name == INT || $name == QUIT || $name == HUP ]]; then
+            _get grace grace 10
+            [ "$side" = inside ] || [ "$container" = none ] || grace=$((grace + 2))   # the inner worker is done before the outer loses patience
+            _kill_later "$grace" "$payload_group"
+        fi
+    done
+    pending=()
+}
+
+_ending_signal() {  # -> true, and `ending` its number, when a signal has come that ends a job
+    local name
+    ending=''
+    for name in ${signals[@]+"${signals[@]}"}; do
+        case $name in HUP) ending=1 ;; INT) ending=2 ;; QUIT) ending=3 ;; TERM) ending=15 ;; esac
+    done
+    [ -n "$ending" ]
+}
+
+# ---------------------------------------------------------------------------------------------------------------- children
+# Job control gives each child its own process group, in which INT and QUIT are not ignored, and that can be killed whole.
+
+_await() {  # PID -> its status, however often signals interrupt the wait
+    local status
+    while :; do
+        interrupted='' status=0
+        wait "$1" 2> /dev/null || status=$?
+        [ -n "$interrupted" ] || return "$status"
+    done
+}
+
+_kill_later() {  # SECONDS GROUP
+    set -m
+    { trap - ERR; sleep "$1"; kill -KILL -- "-$2"; } > /dev/null 2>&1 < /dev/null &
+    killer=$!
+    set +m
+}
+
+_spare() {  # calls off _kill_later
+    [ -n "$killer" ] || return 0
+    kill -KILL -- "-$killer" 2> /dev/null || :
+    wait "$killer" 2> /dev/null || :
+    killer=''
+}
+
+_run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took longer (0: no limit)
+    local limit=$1 status=0
+    shift
+    set -m
+    "$@" < /dev/null &
+    child=$!
+    set +m
+    [ "$limit" = 0 ] || _kill_later "$limit" "$child"
+    _await "$child" || status=$?
+    child=''
+    _spare
+    return "$status"
+}
+
+_sleep() { _run 0 sleep "$1" || :; }
+
+# Asks something that may never be answered, such as the state of a mount, in a child that is left behind when even
+# KILL does not end it. -> answer: the lines of its stdout; false when it did not end in time.
+_ask() {  # SECONDS COMMAND... (0: no limit)
+    local limit=$1 fd pid line='' ended='' left deadline
+    shift
+    answer=()
+    exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null; printf '%s\n' "$BASHPID"; "$@"; printf 'ended %s\n' "$?")
+    read -r -u "$fd" pid
+    _now
+    deadline=$((now_ms + limit * 1000))
+    while [ -z "$ended" ]; do
+        _now
+        left=$((deadline - now_ms))
+        if [ "$limit" = 0 ]; then
+            IFS= read -r -u "$fd" line || break
+        else
+            [ "$left" -gt 0 ] || break
+            _seconds "$left"
+            IFS= read -r -t "$seconds" -u "$fd" line || break
+        fi
+        if [[ $line == 'ended '* ]]; then ended=yes; else answer+=("$line"); fi
+    done
+    exec {fd}<&-
+    [ -n "$ended" ] || { kill -KILL "$pid" 2> /dev/null || :; return 1; }
+}
+
+_sha256() {  # FILE... -> answer: their digests in order, empty for one that cannot be read
+    local i lines=()
+    answer=()
+    [ $# -gt 0 ] || return 0
+    if ! _ask 0 sha256sum -- "$@" || [ ${#answer[@]} != $# ]; then
+        for i in "$@"; do _ask 0 sha256sum -- "$i" || :; lines+=("${answer[0]:-}"); done
+        answer=("${lines[@]}")
+    fi
+    for i in "${!answer[@]}"; do
+        answer[i]=${answer[i]#\\}           # a backslash before the digest: the name was escaped
+        answer[i]=${answer[i]%% *}
+    done
+}
+
+_size() {  # FILE -> size; empty when there is none
+    size=$(stat -L -c %s -- "$1" 2> /dev/null) || size=''
+}
+
+# ---------------------------------------------------------------------------------------------------------------- job.env and the row
+_bad() { _finish "$BAD_JOB" "bad job description: $*"; }
+
+_need() { [[ $2 =~ $1 ]] || _bad "$3: '$2'"; }  # PATTERN VALUE WHAT
+
+_local_name() {  # NAME WHAT: a relative path that stays where it is put
+    case /$1/ in
+        // | *//* | */./* | */../* | /.fermigrid*) _bad "$2 '$1' is no relative path" ;;
+    esac
+}
+
+_assignment() { [[ $1 == *=* ]] || _bad "'$1' is not NAME=value"; _need "$VARIABLE" "${1%%=*}" "name of a variable"; }
+
+_last() {  # COUNT KEY -> last, the index of the group that the key belongs to
+    [ "$1" -gt 0 ] || _bad "$2 before its head"
+    last=$(($1 - 1))
+}
+
+_bindable() { [[ $1 == /* && $1 != *[:,]* ]] || _bad "'$1' cannot be bound: it must be absolute, without colons and commas"; }
+
+_take_setting() {  # KEY VALUE of job.env
+    local last
+    case $1 in
+        campaign | step | site | block | image) _need "$TAME" "$2" "$1" ;;
+        format) [ "$2" = 1 ] || _bad "job.env has format $2; this worker knows format 1" ;;
+        generation | image.size | node_cache.limit | limit.path | limit.http | backoff | grace) _need "$NUMBER" "$2" "$1" ;;
+        launch) [[ $2 == site || $2 == worker ]] || _bad "launch=$2" ;;
+        order) [[ $2 == wrapper-inside || $2 == wrapper-outside ]] || _bad "order=$2" ;;
+        output.kind) [[ $2 == transfer || $2 == posix ]] || _bad "output.kind=$2" ;;
+        image.sha256 | code.sha256) _need "$HEX64" "$2" "$1" ;;
+        image.path | container.workdir | node_cache | output.root) _bindable "$2" ;;
+        code) _local_name "$2" code ;;
+        rehearsal | image.marker | image.registry | http_proxy) ;;
+        image.url) image_urls+=("$2"); return 0 ;;
+        runtime) runtimes+=("$2"); return 0 ;;
+        bind) _bindable "$2"; bind_from+=("$2") bind_to+=("$2") bind_mode+=(ro) bind_required+=(yes); return 0 ;;
+        bind.to) _last ${#bind_from[@]} "$1"; _bindable "$2"; bind_to[last]=$2; return 0 ;;
+        bind.mode) _last ${#bind_from[@]} "$1"; _need '^r[ow]$' "$2" "$1"; bind_mode[last]=$2; return 0 ;;
+        bind.required) _last ${#bind_from[@]} "$1"; _need '^(yes|no)$' "$2" "$1"; bind_required[last]=$2; return 0 ;;
+        software) software+=("$2") software_from+=('') software_to+=('') software_path+=(''); return 0 ;;
+        software.from) _last ${#software[@]} "$1"; _bindable "$2"; software_from[last]=$2; return 0 ;;
+        software.to) _last ${#software[@]} "$1"; _bindable "$2"; software_to[last]=$2; return 0 ;;
+        software.env) _last ${#software[@]} "$1"; _assignment "$2"; software_env+=("$2") software_env_of+=("$last"); return 0 ;;
+        env) _assignment "$2"; env_list+=("$2"); return 0 ;;
+        secret) _need "$TAME" "$2" "$1"; secret+=("$2") secret_from+=(''); return 0 ;;
+        secret.from) _last ${#secret[@]} "$1"; secret_from[last]=$2; return 0 ;;
+        secret.point) _last ${#secret[@]} "$1"; _assignment "$2"; secret_point+=("$2") secret_point_of+=("$last"); return 0 ;;
+        secret.set) _last ${#secret[@]} "$1"; _assignment "$2"; secret_set+=("$2"); return 0 ;;
+        *) _bad "unknown key '$1' in job.env" ;;
+    esac
+    set_of[$1]=$2
+}
+
+_take_field() {  # KEY VALUE of the row
+    local last
+    case $1 in
+        job) row_job=$2 ;;
+        run) row_run=$2 ;;
+        piece) row_piece=$2 ;;
+        arg) args+=("$2") ;;
+        env) _assignment "$2"; row_env+=("$2") ;;
+        in) _local_name "$2" input; in_name+=("$2") in_bytes+=('') in_adler+=('') in_sha+=('') ;;
+        in.from) _last ${#in_name[@]} "$1"; in_source+=("$2") in_source_of+=("$last") ;;
+        in.bytes) _last ${#in_name[@]} "$1"; _need "$NUMBER" "$2" "$1"; in_bytes[last]=$2 ;;
+        in.adler32) _last ${#in_name[@]} "$1"; _need '^[0-9a-f]{1,8}$' "$2" "$1"; in_adler[last]=$2 ;;
+        in.sha256) _last ${#in_name[@]} "$1"; _need "$HEX64" "$2" "$1"; in_sha[last]=$2 ;;
+        out) _local_name "$2" output; out_name+=("$2") out_to+=('') ;;
+        out.to) _last ${#out_name[@]} "$1"; _local_name "$2" "name to publish"; out_to[last]=$2 ;;
+        *) _bad "unknown key '$1' in row $row_number of $shard_file" ;;
+    esac
+}
+
+_split_field() {  # FIELD TAKER
+    local value=${1#*=} key=${1%%=*}
+    [[ $1 == *=* && $key =~ $KEY ]] || _bad "'${1:0:100}' is no key=value"
+    [[ $value != *\\* ]] || printf -v value '%b' "$value"
+    "$2" "$key" "$value"
+}
+
+_parse_settings() {  # FILE
+    local line
+    [ -r "$1" ] || _bad "there is no $1 in $PWD"
+    while IFS= read -r line || [ -n "$line" ]; do
+        _split_field "$line" _take_setting
+    done < "$1"
+    for line in format campaign step site block generation launch image output.kind; do
+        [ -n "${set_of[$line]:-}" ] || _bad "job.env has no $line"
+    done
+    [ "${set_of[output.kind]}" = transfer ] || [ -n "${set_of[output.root]:-}" ] || _bad "output.kind=posix without output.root"
+    [ ${#image_urls[@]} = 0 ] || [ -n "${set_of[image.sha256]:-}" ] || _bad "image.url without image.sha256"
+    [ -z "${set_of[code]:-}" ] || [ -n "${set_of[code.sha256]:-}" ] || _bad "code without code.sha256"
+}
+
+_parse_row() {  # FILE NUMBER
+    local lines=() rest i
+    mapfile -t -s $(($2 - 1)) -n 1 lines < "$1"
+    [ ${#lines[@]} = 1 ] || _bad "$1 has no row $2"
+    rest=${lines[0]}$'\t'
+    while [ -n "$rest" ]; do
+        _split_field "${rest%%$'\t'*}" _take_field
+        rest=${rest#*$'\t'}
+    done
+    [ "$row_job" = "$job" ] || _bad "row $2 of $1 is of job '$row_job', not of '$job'"
+    [ ${#args[@]} -gt 0 ] || _bad "row $2 of $1 has no command"
+    for i in "${!out_name[@]}"; do [ -n "${out_to[i]}" ] || _bad "output '${out_name[i]}' without out.to"; done
+}
+
+_check_digests() {  # the shard's name carries its digest; the bundle's is in job.env
+    local want=() files=("$shard_file")
+    [[ $shard_file =~ -([0-9a-f]{32})\.rows$ ]] || _bad "the name of $shard_file carries no digest"
+    want=("${BASH_REMATCH[1]}")
+    [ -r "$shard_file" ] || _bad "there is no $shard_file in $PWD"
+    if [ -n "${set_of[code]:-}" ]; then
+        [ -r "${set_of[code]}" ] || _bad "there is no ${set_of[code]} in $PWD"
+        files+=("${set_of[code]}") want+=("${set_of[code.sha256]}")
+    fi
+    _sha256 "${files[@]}"
+    [ "${answer[0]:0:32}" = "${want[0]}" ] || _bad "$shard_file is damaged: its sha256 is ${answer[0]}"
+    [ ${#files[@]} = 1 ] || [ "${answer[1]}" = "${want[1]}" ] || _bad "${set_of[code]} is damaged: its sha256 is ${answer[1]}"
+}
+
+_find_start() {  # which start of the job this is, and the attempt's name
+    local ad='' uuid
+    start=${FERMIGRID_START:-}
+    if [ -z "$start" ] && [ -r .job.ad ]; then
+        IFS= read -r -d '' ad < .job.ad || :
+        [[ $'\n'$ad =~ $'\n'NumShadowStarts\ =\ ([0-9]+) ]] && start=${BASH_REMATCH[1]}
+    fi
+    [[ $start =~ ^[1-9][0-9]{0,8}$ ]] || start=1
+    read -r uuid < /proc/sys/kernel/random/uuid
+    attempt=g${set_of[generation]:-0}.s$start.${uuid:0:8}
+}
+
+# ---------------------------------------------------------------------------------------------------------------- where am I
+_find_where() {  # -> where: image, other (another image) or host
+    local found='' inside=${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-}}
+    [ ! -r "$MARKER_FILE" ] || IFS= read -r found < "$MARKER_FILE" || :
+    if [ -n "${set_of[image.marker]:-}" ]; then
+        [ "$found" != "${set_of[image.marker]}" ] || where=image
+    elif [ -n "$inside" ] && [ "$inside" = "${set_of[image.path]:-}" ]; then
+        where=image
+    fi
+    if [ "$where" = host ] && { [ -n "$inside$found" ] || [ -d /.singularity.d ]; }; then
+        where=other
+        _log "this is another image (${found:-${inside:-unnamed}})"
+    fi
+}
+
+_find_userns() {  # -> userns: this process is in a user namespace that maps few users
+    local first='' count=''
+    read -r first _ count < /proc/self/uid_map || :
+    [ "$first $count" = "0 4294967295" ] && userns=false || userns=true
+}
+
+_use_this_container() {  # the site has started the right image
+    container=site rung=site image_source=${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${set_of[image.path]:-}}}
+    if [ -n "${APPTAINER_CONTAINER:-}" ]; then runtime_name=apptainer; elif [ -n "${SINGULARITY_CONTAINER:-}" ]; then runtime_name=singularity; fi
+    _find_userns
+    _check_targets
+    _check_software
+}
+
+_rehearse() {  # WHY
+    container=none rehearsal=true rung=none runtime=''
+    _log "rehearsal: not containerised ($1)"
+    _check_targets
+    _check_software
+}
+
+_make_container_ready() {
+    local found=no words
+    if [ "$where" = image ]; then _use_this_container; return 0; fi
+    _find_runtime && found=yes
+    if [ "$found" = no ]; then
+        words="none of ${runtimes[*]-apptainer singularity} is on $HOSTNAME"
+        [ "$where" = host ] || _finish "$NO_IMAGE" "in another image, and $words"
+        [ "${set_of[rehearsal]:-}" = yes ] || _finish "$NO_RUNTIME" "no container runtime: $words"
+        _rehearse "$words"
+        return 0
+    fi
+    _phase image
+    _climb_ladder
+    if [ "$where" = other ] || [ "${set_of[rehearsal]:-}" = yes ]; then
+        if ! _try_image; then
+            [ "$where" = host ] || _finish "$NO_IMAGE" "in another image, and $runtime does not work in it: $words"
+            _rehearse "$runtime does not work here: $words"
+            return 0
+        fi
+    fi
+    [ "$where" = host ] && container=worker || container=nested
+    _wake_binds
+}
+
+_find_runtime() {  # -> runtime, and its version on version_fd
+    local name
+    [ ${#runtimes[@]} -gt 0 ] || runtimes=(apptainer singularity)
+    for name in "${runtimes[@]}"; do
+        if command -v -- "$name" > /dev/null; then
+            runtime=$name runtime_name=${name##*/}
+            exec {version_fd}< <(exec "$name" --version 2> /dev/null < /dev/null)
+            return 0
+        fi
+    done
+    return 1
+}
+
+# ---------------------------------------------------------------------------------------------------------------- the image ladder
+_climb_ladder() {  # -> image, a folder or file that the runtime can start; 82, 83, 91
+    local began damaged=0 others=0 broken='' result rung_began
+    _now
+    began=$now_ms
+    # each rung says in `result` how it went, and in json_tried
+    if _rung_path || _rung_cache || _rung_http || _rung_registry; then
+        _now
+        _seconds $((now_ms - began))
+        image_seconds=$seconds
+        _log "image ${set_of[image]}: $rung, $image_source, $seconds s"
+        return 0
+    fi
+    [ -z "$broken" ] || _finish "$CVMFS_BROKEN" "CVMFS is broken on $HOSTNAME ($broken), and no other source has the image"
+    [ "$damaged" = 0 ] || [ "$others" != 0 ] || _finish "$IMAGE_DAMAGED" "every source of the image ${set_of[image]} is damaged: $result"
+    _finish_or_full "$NO_IMAGE" "no source has the image ${set_of[image]} for $HOSTNAME"
+}
+
+_tried() {  # RUNG SOURCE RESULT [damaged]; the result of one try, since rung_began
+    local fragment
+    result=$3
+    _now
+    _seconds $((now_ms - rung_began))
+    _json "$1"; fragment="{\"rung\": $json"
+    _json "$2"; fragment+=", \"source\": $json"
+    _json "$3"; fragment+=", \"result\": $json, \"seconds\": $seconds}"
+    json_tried+=${json_tried:+, }$fragment
+    if [ "${4:-}" = damaged ]; then damaged=$((damaged + 1)); elif [ "$3" != ok ] && [ "$3" != absent ]; then others=$((others + 1)); fi
+    [ "$3" = ok ] || _log "image: $1: $2: $3"
+    rung_began=$now_ms
+}
+
+_served() {  # RUNG SOURCE FILE
+    rung=$1 image_source=$2 image=$3
+    _tried "$1" "$2" ok
+}
+
+_rung_path() {
+    local path=${set_of[image.path]:-} limit
+    [ -n "$path" ] || return 1
+    _get limit limit.path 30
+    _now
+    rung_began=$now_ms
+    if ! _ask "$limit" _probe_image "$path" "${set_of[image.marker]:-}" || [ ${#answer[@]} = 0 ]; then
+        [[ $path != /cvmfs/* ]] || broken="no answer from $path within $limit s"
+        _tried path "$path" timeout
+        return 1
+    fi
+    case ${answer[0]} in
+        ok) _served path "$path" "$path"; return 0 ;;
+        absent) _tried path "$path" absent ;;
+        cvmfs) broken="${answer[1]:-}"; _tried path "$path" "broken: ${answer[1]:-}" ;;
+        damaged) _tried path "$path" "damaged: ${answer[1]:-}" damaged ;;
+        *) _tried path "$path" "broken: ${answer[1]:-}" ;;
+    esac
+    return 1
+}
+
+_probe_image() {  # PATH MARKER; runs in a child that may hang -> two lines: ok|absent|cvmfs|damaged|broken, and words
+    local words found=''
+    if ! words=$(ls -L -- "$1" 2>&1 > /dev/null); then
+        case $words in
+            *'ransport endpoint is not connected'*) printf 'cvmfs\n%s\n' "$words" ;;
+            *'No such file'*) printf 'absent\n' ;;
+            *) printf 'broken\n%s\n' "$words" ;;
+        esac
+    elif [ -d "$1" ]; then
+        [ ! -r "$1$MARKER_FILE" ] || IFS= read -r found < "$1$MARKER_FILE" || :
+        if [ ! -e "$1/bin/sh" ] && [ ! -L "$1/bin/sh" ] && [ ! -L "$1/bin" ]; then
+            printf 'damaged\n%s\n' "the folder holds no image (no bin/sh)"
+        elif [ -n "$2" ] && [ "$found" != "$2" ]; then
+            printf 'damaged\n%s\n' "its marker is '$found', the catalogue says '$2'"
+        else
+            printf 'ok\n'
+        fi
+    elif _sif_is_whole "$1"; then
+        printf 'ok\n'
+    else
+        printf 'damaged\n%s\n' "$sif_problem"
+    fi
+}
+
+_sif_is_whole() {  # FILE -> sif_problem. A SIF has a 32-byte launch line, its magic word, and at 112 and 120 where its data lies
+    local launch='' magic='' offset='' length='' size
+    _size "$1"
+    sif_problem="no SIF file"
+    { IFS= read -r launch; IFS= read -r -n 9 magic; } < "$1" 2> /dev/null || :
+    [ "$magic" = SIF_MAGIC ] || return 1
+    read -r offset length < <(od -A n -t d8 -j 112 -N 16 -- "$1") || :
+    sif_problem="truncated: ${size:-0} bytes"
+    [[ $offset =~ $NUMBER && $length =~ $NUMBER ]] && [ "${size:-0}" -ge $((offset + length)) ]
+}
+
+# --- rung 2: the node's cache: <sha256>.sif, its stamp "<size> <mtime>" from when its digest was taken
+_open_cache() {  # -> cache_dir, private to this user; empty when there is none
+    local base=${set_of[node_cache]:-} limit
+    cache_dir=''
+    [ -n "$base" ] && [ -n "${set_of[image.sha256]:-}" ] || return 1
+    _get limit limit.path 30
+    if _ask "$limit" _make_cache "$base/u$EUID" && [ "${answer[0]:-}" = ok ]; then
+        cache_dir=$base/u$EUID
+    else
+        _log "node cache $base cannot be used: ${answer[0]:-no answer within $limit s}"
+        return 1
+    fi
+}
+
+_make_cache() {  # FOLDER; runs in a child that may hang
+    mkdir -p -m 700 -- "$1" 2>&1 | head -n 1
+    if [ -L "$1" ] || [ ! -O "$1" ]; then printf 'it is not a folder of this user\n'; return; fi
+    [ "$(stat -c %a -- "$1")" = 700 ] || chmod 700 -- "$1"
+    if [ -w "$1" ]; then printf 'ok\n'; else printf 'it is not writable\n'; fi
+}
+
+_rung_cache() {
+    local file stamp now=''
+    _open_cache || return 1
+    _now
+    rung_began=$now_ms
+    file=$cache_dir/${set_of[image.sha256]}.sif
+    if [ ! -e "$file" ] || ! _hold "$file"; then _tried cache "$file" absent; return 1; fi
+    stamp=''
+    read -r stamp < "$file.stamp" 2> /dev/null || :
+    now=$(stat -L -c '%s %Y' -- "$file" 2> /dev/null) || :
+    if [ "$stamp" != "$now" ]; then
+        _log "the cached image does not fit its stamp: its digest is taken again"
+        _sha256 "$file"
+        if [ "${answer[0]}" != "${set_of[image.sha256]}" ]; then
+            rm -f -- "$file" "$file.stamp"
+            _tried cache "$file" "damaged: sha256 ${answer[0]}" damaged
+            return 1
+        fi
+        _write_stamp "$file"
+    fi
+    touch -- "$file.stamp" 2> /dev/null || :                   # the stamp's own time: when the image was last used
+    image_bytes=${now%% *}
+    _served cache "$file" "$file"
+}
+
+_hold() {  # FILE: a shared lock as long as this worker lives, so that nobody makes room with it
+    [ -z "$cache_fd" ] || exec {cache_fd}<&-
+    { exec {cache_fd}< "$1"; } 2> /dev/null || { cache_fd=''; return 1; }
+    ! command -v flock > /dev/null || flock -s -n "$cache_fd" || return 1
+    [ "$1" -ef "/dev/fd/$cache_fd" ]        # still there under its name
+}
+
+_write_stamp() { stat -L -c '%s %Y' -- "$1" > "$1.new.$$" && mv -f -- "$1.new.$$" "$1.stamp"; }  # FILE
+
+_lock_cache() {  # SECONDS: one download on a node at a time; the lock ends with the process, however that dies
+    local waited=0
+    if command -v flock > /dev/null; then
+        { exec {lock_fd}>> "$cache_dir/lock"; } 2> /dev/null || { lock_fd=''; return 1; }
+        _run "$1" flock "$lock_fd"
+        return
+    fi
+    while ! mkdir -- "$cache_dir/lock.d" 2> /dev/null; do
+        [ -z "$(find "$cache_dir/lock.d" -maxdepth 0 -mmin +$(($1 / 60 + 2)) 2> /dev/null)" ] || rmdir -- "$cache_dir/lock.d" || :
+        waited=$((waited + 1))
+        [ "$waited" -le "$1" ] || return 1
+        _sleep 1
+    done
+    lock_dir=$cache_dir/lock.d
+}
+
+_unlock_cache() {
+    [ -z "$lock_fd" ] || exec {lock_fd}>&-
+    [ -z "$lock_dir" ] || rmdir -- "$lock_dir" 2> /dev/null || :
+    lock_fd='' lock_dir=''
+}
+
+_make_room() {  # BYTES: evicts images, least recently used first, never one in use; false when that is not enough
+    local need=$1 limit total=0 bytes name oldest
+    local -A held=()
+    _get limit node_cache.limit 0
+    [ "$limit" != 0 ] || return 0
+    [ "$need" -le "$limit" ] || return 1
+    while :; do
+        total=0 oldest=''
+        for name in "$cache_dir"/*.sif "$cache_dir"/*.part; do
+            [ -e "$name" ] && [ "$name" != "$cache_dir/${set_of[image.sha256]}.part" ] || continue
+            bytes=$(stat -c %s -- "$name" 2> /dev/null) || continue
+            total=$((total + bytes))
+            [ -z "${held[$name]:-}" ] || continue
+            if [ -z "$oldest" ] || [ "$name.stamp" -ot "$oldest.stamp" ]; then oldest=$name; fi
+        done
+        [ $((total + need)) -gt "$limit" ] || return 0
+        [ -n "$oldest" ] || return 1
+        if _in_use "$oldest"; then
+            held[$oldest]=yes
+        else
+            _log "node cache: ${oldest##*/} makes room"
+            rm -f -- "$oldest" "$oldest.stamp" "$oldest.head" "$oldest.url"
+        fi
+    done
+}
+
+_in_use() {  # FILE; without flock: whatever was used within a week
+    local fd free=yes
+    if command -v flock > /dev/null; then
+        { exec {fd}< "$1"; } 2> /dev/null || return 1
+        flock -x -n "$fd" || free=no
+        exec {fd}<&-
+    else
+        [ -z "$(find "$1.stamp" -mmin -10080 2> /dev/null)" ] || free=no
+    fi
+    [ "$free" = no ]
+}
+
+# --- rung 3: HTTP(S), each mirror in order
+_rung_http() {
+    local folder=$scratch/.image sha=${set_of[image.sha256]:-} limit file url deadline
+    [ ${#image_urls[@]} -gt 0 ] || return 1
+    _get limit limit.http 1800
+    _now
+    rung_began=$now_ms deadline=$((now_ms + limit * 1000))
+    if [ -n "$cache_dir" ]; then
+        if ! _lock_cache "$limit"; then
+            _log "node cache: no lock within $limit s; the image is fetched for this job alone"
+        elif _rung_cache; then
+            _unlock_cache                   # another job has fetched it meanwhile
+            return 0
+        elif _make_room "${set_of[image.size]:-0}"; then
+            folder=$cache_dir
+        else
+            _log "node cache: no room within its limit; the image is fetched for this job alone"
+        fi
+    fi
+    [ "$folder" = "$cache_dir" ] || { _unlock_cache; image_private=$folder; mkdir -p -- "$folder"; }
+    file=$folder/$sha
+    for url in "${image_urls[@]}"; do
+        if _fetch "$url" "$file.part" "$deadline" && _check_download "$file.part" && _publish "$file"; then
+            [ "$folder" != "$cache_dir" ] || _hold "$file.sif" || :
+            _unlock_cache
+            _served http "$url" "$file.sif"
+            return 0
+        fi
+        _tried http "$url" "$fetch_result" "$fetch_damage"
+    done
+    _unlock_cache
+    return 1
+}
+
+_check_download() {  # FILE -> fetch_result, fetch_damage; a wrong file is removed
+    local size want=${set_of[image.size]:-}
+    _size "$1"
+    image_bytes=${size:-0}
+    fetch_damage=damaged
+    if [ -n "$want" ] && [ "$size" != "$want" ]; then
+        fetch_result="damaged: $size bytes, not $want"
+    else
+        _sha256 "$1"
+        fetch_result="damaged: sha256 ${answer[0]}"
+        if [ "${answer[0]}" = "${set_of[image.sha256]}" ]; then fetch_result=ok fetch_damage=''; return 0; fi
+    fi
+    rm -f -- "$1" "$1.head" "$1.url"
+    return 1
+}
+
+_publish() {  # FILE: FILE.part, found good, gets its name
+    if ! mv -f -- "$1.part" "$1.sif" || ! _write_stamp "$1.sif"; then fetch_result="cannot be written" fetch_damage=''; return 1; fi
+    rm -f -- "$1.part.head" "$1.part.url"
+}
+
+# Fetches URL to PART, resuming what is there when the server says that it is the same file still. Tries again what may
+# pass, waits as long as the server asks for. -> fetch_result, fetch_damage
+_fetch() {  # URL PART DEADLINE_MS
+    local url=$1 part=$2 tries=0 most status code wait
+    fetch_damage=''
+    while :; do
+        tries=$((tries + 1)) most=4 status=0 code='' wait=$((1 << (tries - 1)))
+        _now
+        if [ "$3" -le $((now_ms + 1000)) ]; then fetch_result=timeout; return 1; fi
+        if command -v curl > /dev/null; then _curl "$1" "$2" $((($3 - now_ms) / 1000)) || status=$?
+        elif command -v wget > /dev/null; then _wget "$1" "$2" $((($3 - now_ms) / 1000)) || status=$?
+        else fetch_result="neither curl nor wget"; return 1; fi
+        _read_head "$part.head"
+        [ "$status" != 0 ] || return 0
+        case $status:$code in
+            33:* | *:416) rm -f -- "$part" "$part.head" ;;     # it cannot be resumed: from the start
+            23:* | 3:) fetch_result="cannot be written"; return 1 ;;
+            137:*) fetch_result=timeout; return 1 ;;
+            *:429 | *:5??) fetch_result=$code; [ -z "$retry_after" ] || wait=$retry_after ;;
+            *:4??) fetch_result=$code; return 1 ;;
+            6:* | 7:* | 4:*) fetch_result="not reached ($status)" most=2 ;;
+            28:*) fetch_result="stalled" ;;
+            *) fetch_result="failed ($status)" ;;
+        esac
+        _now
+        if [ "$tries" -ge "$most" ] || [ $((now_ms + wait * 1000)) -ge "$3" ]; then return 1; fi
+        _log "fetch: $url: ${fetch_result:-restarted}; again in $wait s"
+        _sleep "$wait.$((RANDOM % 10))"
+    done
+}
+
+_curl() {  # URL PART SECONDS
+    local resume=() proxy=() before='' etag=''
+    read -r before < "$2.url" 2> /dev/null || :
+    _read_head "$2.head"
+    if [ -s "$2" ] && [ "$before" = "$1" ] && [[ $etag == \"*\" ]]; then
+        resume=(-C - -H "If-Range: $etag")
+    else
+        rm -f -- "$2" "$2.head"
+        printf '%s\n' "$1" > "$2.url" || return 23
+    fi
+    [ -z "${set_of[http_proxy]:-}" ] || proxy=(--proxy "${set_of[http_proxy]}")
+    _run $(($3 + 10)) curl -q -sS -f -L --max-redirs 10 --proto '=http,https' --proto-redir '=http,https' \
+        --connect-timeout 20 --speed-limit 1000 --speed-time "${FERMIGRID_STALL:-30}" --max-time "$3" \
+        ${proxy[@]+"${proxy[@]}"} ${resume[@]+"${resume[@]}"} -D "$2.head" -o "$2" -- "$1"
+}
+
+_wget() {  # URL PART SECONDS; from the start each time
+    local proxy=()
+    rm -f -- "$2" "$2.head"
+    [ -z "${set_of[http_proxy]:-}" ] || proxy=(-e "http_proxy=${set_of[http_proxy]}" -e "https_proxy=${set_of[http_proxy]}")
+    _run "$3" wget -nv -S --tries=1 --connect-timeout=20 --read-timeout="${FERMIGRID_STALL:-30}" \
+        ${proxy[@]+"${proxy[@]}"} -O "$2" -- "$1" 2> "$2.head"
+}
+
+_read_head() {  # FILE of response headers -> code, etag, retry_after: those of the last response in it
+    local line
+    code='' etag='' retry_after=''
+    [ -r "$1" ] || return 0
+    while IFS= read -r line; do
+        line=${line%$'\r'}
+        line=${line#"${line%%[! ]*}"}
+        case $line in
+            HTTP/*) code=${line#* } code=${code%% *} etag='' retry_after='' ;;
+            [Ee][Tt][Aa][Gg]:*) etag=${line#*:} etag=${etag# } ;;
+            [Rr]etry-[Aa]fter:*) retry_after=${line#*:} retry_after=${retry_after# } ;;
+        esac
+    done < "$1"
+    [[ $retry_after =~ ^[0-9]{1,5}$ ]] || retry_after=''
+}
+
+# --- rung 4: a registry, through the runtime
+_rung_registry() {
+    local reference=${set_of[image.registry]:-} limit file=$scratch/.image/pulled.sif status=0
+    [ -n "$reference" ] || return 1
+    _get limit limit.http 1800
+    _now
+    rung_began=$now_ms image_private=$scratch/.image
+    mkdir -p -- "$scratch/.image"
+    _runtime_environment
+    [ -z "${set_of[http_proxy]:-}" ] || runtime_env+=("http_proxy=${set_of[http_proxy]}" "https_proxy=${set_of[http_proxy]}")
+    _run "$limit" env -i "${runtime_env[@]}" "$runtime" -q pull "$file" "$reference" >&2 || status=$?
+    if [ "$status" != 0 ]; then _tried registry "$reference" "failed ($status)"; return 1; fi
+    if ! _sif_is_whole "$file"; then _tried registry "$reference" "damaged: $sif_problem" damaged; return 1; fi
+    local size
+    _size "$file"
+    image_bytes=$size
+    _served registry "$reference" "$file"
+}
+
+# ---------------------------------------------------------------------------------------------------------------- binds and software
+_wake() {  # PATH...; runs in a child that may hang: asking for what is inside wakes an automount -> a line for each
+    local path
+    for path in "$@"; do
+        if [ -d "$path/." ] || [ -e "$path" ]; then printf 'there\n'; else printf 'missing\n'; fi
+    done
+}
+
+_wake_all() {  # PATH... -> woken: there, missing or hanging, for each
+    local limit
+    woken=()
+    _get limit limit.path 30
+    while [ $# -gt 0 ]; do
+        _ask $((limit * $#)) _wake "$@" || answer+=(hanging)
+        woken+=("${answer[@]}")
+        shift ${#answer[@]}
+    done
+}
+
+_wake_binds() {  # the sources on the host, before the container starts
+    local i words
+    for i in "${!software[@]}"; do
+        bind_from+=("${software_from[i]}") bind_to+=("${software_to[i]}") bind_mode+=(ro) bind_required+=(yes)
+        software_path[i]=${software_to[i]}
+    done
+    [ ${#bind_from[@]} -gt 0 ] || return 0
+    local woken=()
+    _wake_all "${bind_from[@]}"
+    for i in "${!bind_from[@]}"; do
+        words="bind ${bind_from[i]}:${bind_to[i]}: ${bind_from[i]} is ${woken[i]} on $HOSTNAME"
+        if [ "${woken[i]}" = there ]; then
+            bind_result[i]=kept
+        elif [ "${bind_required[i]}" = no ]; then
+            bind_result[i]=dropped
+            _log "$words; it is optional: dropped"
+        else
+            bind_result[i]=fatal
+            _finish "$NO_BIND" "$words, and it is required"
+        fi
+    done
+}
+
+_check_targets() {  # inside the image, or in a rehearsal: what should be bound must be there
+    local i woken=()
+    [ ${#bind_to[@]} -gt 0 ] || return 0
+    _wake_all "${bind_to[@]}"
+    for i in "${!bind_to[@]}"; do
+        if [ "${woken[i]}" = there ]; then
+            bind_result[i]=used
+        elif [ "${bind_required[i]}" = no ]; then
+            bind_result[i]=dropped
+            _log "bind ${bind_from[i]}:${bind_to[i]}: ${bind_to[i]} is ${woken[i]} in the container; it is optional"
+        else
+            bind_result[i]=fatal
+            _finish "$NO_BIND" "bind ${bind_from[i]}:${bind_to[i]}: ${bind_to[i]} is ${woken[i]} in the container, and it is required"
+        fi
+    done
+}
+
+_check_software() {  # inside the image, or in a rehearsal: where the site has mounted it, or else where it comes from
+    local i limit
+    _get limit limit.path 30
+    for i in "${!software[@]}"; do
+        if ! _ask "$limit" _find_software "${software_to[i]}" "${software_from[i]}" || [ ${#answer[@]} = 0 ]; then
+            _finish "$NO_BIND" "software ${software[i]}: neither ${software_to[i]} nor ${software_from[i]} is there"
+        fi
+        software_path[i]=${answer[0]}
+    done
+}
+
+_find_software() {  # TO FROM; runs in a child that may hang
+    local entries=()
+    shopt -s nullglob dotglob
+    entries=("$1"/*)
+    if [ ${#entries[@]} -gt 0 ]; then printf '%s\n' "$1"; elif [ -e "$2" ]; then printf '%s\n' "$2"; fi
+}
+
+# ---------------------------------------------------------------------------------------------------------------- secrets
+_stage_secrets() {  # copies for this job alone, in memory where there is such a place; a guard removes them if the worker is killed
+    local i base uuid
+    [ ${#secret[@]} -gt 0 ] || return 0
+    _phase secrets
+    read -r uuid < /proc/sys/kernel/random/uuid
+    for base in /dev/shm "${XDG_RUNTIME_DIR:-}" "$scratch"; do
+        [ -n "$base" ] && [ -d "$base" ] && [ -w "$base" ] || continue
+        mkdir -m 700 -- "$base/fermigrid.$uuid" 2> /dev/null || continue
+        secret_dir=$base/fermigrid.$uuid
+        break
+    done
+    [ -n "$secret_dir" ] || _finish_or_full "$NO_SECRET" "no private folder can be made for secrets"
+    secret_view=$secret_dir
+    _guard_secrets
+    for i in "${!secret[@]}"; do _copy_secret "${secret[i]}" "${secret_from[i]}"; done
+}
+
+_guard_secrets() {  # its stdin ends when the worker does, whatever ended it
+    set -m
+    exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1; read -r _; rm -rf -- "$secret_dir")
+    set +m
+}
+
+_copy_secret() {  # NAME FROM
+    local limit to=$secret_dir/$1
+    _get limit limit.path 30
+    if ! _ask "$limit" _wake "$2" || [ "${answer[0]:-}" != there ]; then
+        _finish "$NO_SECRET" "secret $1: $2 is not there on $HOSTNAME"
+    fi
+    mkdir -m 700 -- "$to"
+    if [ -d "$2" ]; then set -- "$1" "$2/."; fi
+    if ! ( umask 077; _run_quietly "$limit" cp -rL --no-preserve=mode -- "$2" "$to/" ); then
+        _finish "$NO_SECRET" "secret $1: $2 cannot be copied"
+    fi
+}
+
+_run_quietly() { _ask "$1" _copied "${@:2}" && [ "${answer[0]:-}" = yes ]; }  # SECONDS COMMAND...
+
+_copied() { if "$@" > /dev/null; then printf 'yes\n'; fi; }
+
+_remove_secrets() {
+    [ -z "$secret_dir" ] || rm -rf -- "$secret_dir" 2> /dev/null || :
+    [ -z "$guard_fd" ] || exec {guard_fd}>&-
+    guard_fd=''
+}
+
+# ---------------------------------------------------------------------------------------------------------------- stage-in
+_unpack_bundle() {
+    [ -n "${set_of[code]:-}" ] || return 0
+    _run 0 tar -xzf "$scratch/${set_of[code]}" -C "$work" --no-same-owner >&2 ||
+        _finish_or_full "$INTERNAL" "the bundle ${set_of[code]} cannot be unpacked"
+}
+
+_stage_in() {
+    local i k done
+    [ ${#in_name[@]} = 0 ] || _phase stage_in
+    for i in "${!in_name[@]}"; do
+        done='' problems=''
+        for k in "${!in_source[@]}"; do
+            [ "${in_source_of[k]}" = "$i" ] || continue
+            if _stage_input "$i" "${in_source[k]}"; then done=yes; break; fi
+            _log "stage-in: ${in_name[i]} from ${in_source[k]}: $in_problem"
+            problems+="${problems:+; }${in_source[k]}: $in_problem"
+        done
+        [ -n "$done" ] || _finish_or_full "$STAGE_IN" "input ${in_name[i]}: ${problems:-it has no source}"
+    done
+}
+
+_stage_input() {  # INDEX SOURCE -> in_problem
+    local to=$work/${in_name[$1]} size began
+    _now
+    began=$now_ms
+    [[ ${in_name[$1]} != */* ]] || mkdir -p -- "${to%/*}"
+    rm -f -- "$to.part"
+    _bring "$2" "$to.part" && _check_input "$1" "$to.part" || { rm -f -- "$to.part" "$to.part.head" "$to.part.url"; return 1; }
+    rm -f -- "$to.part.head" "$to.part.url"
+    if ! mv -f -- "$to.part" "$to"; then in_problem="cannot be written"; return 1; fi
+    _now
+    _seconds $((now_ms - began))
+    local fragment
+    _json "${in_name[$1]}"; fragment="{\"name\": $json"
+    _json "$2"; fragment+=", \"source\": $json, \"bytes\": $size, \"sha256\": \"${answer[0]}\", \"seconds\": $seconds}"
+    json_inputs+=${json_inputs:+, }$fragment
+}
+
+_bring() {  # SOURCE FILE -> in_problem
+    local limit path=$1 status=0
+    in_problem=''
+    case $1 in
+        http://* | https://*)
+            _get limit limit.http 1800
+            _now
+            _fetch "$1" "$2" $((now_ms + limit * 1000)) || { in_problem=$fetch_result; return 1; } ;;
+        root://* | xroot://*)
+            command -v xrdcp > /dev/null || { in_problem="there is no xrdcp"; return 1; }
+            _get limit limit.http 1800
+            _run "$limit" _xrdcp "$1" "$2" >&2 || status=$?
+            [ "$status" = 0 ] || { in_problem="xrdcp failed ($status)"; return 1; } ;;
+        /* | file:///* | file://localhost/*)
+            path=${path#file://localhost} path=${path#file://}
+            [ "$path" = "$1" ] || { path=${path//\\/\\\\}; printf -v path '%b' "${path//%/\\x}"; }
+            _get limit limit.path 30
+            _ask "$limit" _wake "$path" || { in_problem="no answer within $limit s"; return 1; }
+            [ "${answer[0]}" = there ] || { in_problem="not there"; return 1; }
+            _run 0 cp -- "$path" "$2" >&2 || { in_problem="cannot be copied"; return 1; } ;;
+        *) in_problem="no way to fetch this kind of source"; return 1 ;;
+    esac
+}
+
+_xrdcp() {  # URL FILE; runs in a child. A dead server must not hold the job for ten minutes
+    local i assignment
+    export XRD_CONNECTIONWINDOW=30 XRD_CONNECTIONRETRY=2 XRD_REQUESTTIMEOUT=120 XRD_STREAMTIMEOUT=60 XRD_TIMEOUTRESOLUTION=5
+    for assignment in ${secret_set[@]+"${secret_set[@]}"}; do export "$assignment"; done
+    for i in "${!secret_point[@]}"; do
+        export "${secret_point[i]%%=*}=$secret_dir/${secret[${secret_point_of[i]}]}/${secret_point[i]#*=}"
+    done
+    exec xrdcp --nopbar --force -- "$1" "$2"
+}
+
+_check_input() {  # INDEX FILE -> size, answer (its digest), in_problem
+    local want
+    _size "$2"
+    want=${in_bytes[$1]}
+    if [ -n "$want" ] && [ "$size" != "$want" ]; then in_problem="$size bytes, not $want"; return 1; fi
+    want=${in_adler[$1]}
+    if [ -n "$want" ]; then
+        _adler32 "$2"
+        if [ -z "$adler" ]; then
+            _log "stage-in: the adler32 of ${in_name[$1]} is not checked: there is no tool for it"
+        elif [ $((16#$adler)) != $((16#$want)) ]; then
+            in_problem="adler32 $adler, not $want"
+            return 1
+        fi
+    fi
+    _sha256 "$2"
+    want=${in_sha[$1]}
+    if [ -n "$want" ] && [ "${answer[0]}" != "$want" ]; then in_problem="sha256 ${answer[0]}, not $want"; return 1; fi
+}
+
+_adler32() {  # FILE -> adler; empty without a tool
+    local script='import sys, zlib
+a = 1
+for b in iter(lambda f=open(sys.argv[1], "rb"): f.read(1 << 20), b""): a = zlib.adler32(b, a)
+print("%08x" % (a & 0xffffffff))'
+    adler=''
+    if command -v xrdadler32 > /dev/null; then _ask 0 xrdadler32 "$1" || :
+    elif command -v python3 > /dev/null; then _ask 0 python3 -c "$script" "$1" || :
+    else return 0; fi
+    adler=${answer[0]:-} adler=${adler%% *}
+    [[ $adler =~ ^[0-9a-f]{1,8}$ ]] || adler=''
+}
+
+# ---------------------------------------------------------------------------------------------------------------- the payload
+declare -A env_index=()
+env_names=() env_values=()
+runtime_env=()
+
+_set_env() {  # NAME VALUE; the last one counts
+    local i=${env_index[$1]:-${#env_names[@]}}
+    env_index[$1]=$i env_names[i]=$1 env_values[i]=$2
+}
+
+_assign_env() { local assignment; for assignment in "$@"; do _set_env "${assignment%%=*}" "${assignment#*=}"; done; }  # NAME=value...
+
+_payload_environment() {  # the allow-list, the same in each mode
+    local i rest value user=${USER:-}
+    [ -n "$user" ] || user=$(id -un 2> /dev/null) || user=$EUID
+    _assign_env "HOME=$view/.fermigrid/home" "TMPDIR=$view/.fermigrid/tmp" "USER=$user" "LOGNAME=$user" LANG=C.UTF-8
+    for i in "${!software_env[@]}"; do
+        rest=${software_env[i]#*=} value=''
+        while [[ $rest == *'{path}'* ]]; do
+            value+=${rest%%'{path}'*}${software_path[${software_env_of[i]}]}
+            rest=${rest#*'{path}'}
+        done
+        _set_env "${software_env[i]%%=*}" "$value$rest"
+    done
+    _assign_env ${env_list[@]+"${env_list[@]}"} ${secret_set[@]+"${secret_set[@]}"}
+    for i in "${!secret_point[@]}"; do
+        rest=${secret_point[i]#*=} value=$secret_view/${secret[${secret_point_of[i]}]}
+        [ "$rest" = . ] || value+=/$rest
+        _set_env "${secret_point[i]%%=*}" "$value"
+    done
+    _assign_env ${row_env[@]+"${row_env[@]}"}
+    _assign_env "FERMIGRID_CAMPAIGN=${set_of[campaign]}" "FERMIGRID_STEP=${set_of[step]}" "FERMIGRID_RUN=$row_run" \
+        "FERMIGRID_PIECE=$row_piece" "FERMIGRID_JOB=$job" "FERMIGRID_SITE=${set_of[site]}" "FERMIGRID_ATTEMPT=$attempt" \
+        "FERMIGRID_BATCH=$batch" "FERMIGRID_SUMMARY=$view/.fermigrid/summary"
+}
+
+_quote() {  # TEXT -> quoted, one word of any Bourne shell
+    local q="'\\''"
+    quoted="'${1//\'/$q}'"
+}
+
+# What runs first on the payload's side: proves that the container is the right one and is as it should be, leaves the word
+# for it, and becomes the payload. So nothing of a person goes through a runtime's own idea of quoting.
+_write_launcher() {  # COMMAND...
+    local quoted i
+    {
+        _quote "$view"
+        printf 'cd %s || exit 126\nsay() { echo "$*" > .fermigrid/started; }\n' "$quoted"
+        [ "$container" = none ] || [ "$side" = inside ] || _write_proofs
+        printf 'read -r first _ count < /proc/self/uid_map || :\nsay "ok $first $count" || exit 126\n'
+        if [ "$container" = none ]; then
+            _quote "$host_path"
+            printf 'export PATH=%s\n' "$quoted"
+        elif [ "$container" = site ] || [ "$side" = inside ]; then
+            # the environment was emptied: the image's own comes back as the runtime would make it
+            printf '%s\n' 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
+                'for script in /.singularity.d/env/*.sh; do [ ! -r "$script" ] || . "$script"; done'
+        fi
+        printf 'unset %s\n' 'first count script PS1 PROMPT_COMMAND TERM SHLVL OLDPWD LC_ALL' \
+            'APPTAINER_APPNAME APPTAINER_BIND APPTAINER_COMMAND APPTAINER_CONTAINER APPTAINER_ENVIRONMENT APPTAINER_NAME' \
+            'SINGULARITY_APPNAME SINGULARITY_BIND SINGULARITY_COMMAND SINGULARITY_CONTAINER SINGULARITY_ENVIRONMENT SINGULARITY_NAME'
+        for i in "${!env_names[@]}"; do
+            _quote "${env_values[i]}"
+            printf 'export %s=%s\n' "${env_names[i]}" "$quoted"
+        done
+        printf 'exec'
+        for i in "$@"; do _quote "$i"; printf ' %s' "$quoted"; done
+        printf '\n'
+    } > "$control/launch.sh" || _finish_or_full "$INTERNAL" "the launcher cannot be written"
+}
+
+_write_proofs() {  # the image's marker, and that each bind shows what it should: a runtime may ignore one silently
+    local quoted i inode
+    if [ -n "${set_of[image.marker]:-}" ]; then
+        _quote "${set_of[image.marker]}"
+        printf 'found=; [ ! -r %s ] || read -r found < %s\n' "$MARKER_FILE" "$MARKER_FILE"
+        printf '[ "$found" = %s ] || { say "image its marker is $found"; exit 1; }\n' "$quoted"
+    fi
+    for i in "${!bind_from[@]}"; do
+        [ "${bind_result[i]:-}" = kept ] || continue
+        _quote "${bind_to[i]}"
+        printf '[ -e %s ] || { say bind %s; exit 1; }\n' "$quoted" "$quoted"
+        inode=$(stat -L -c %d:%i -- "${bind_from[i]}" 2> /dev/null) || continue
+        printf 'found=$(stat -L -c %%d:%%i -- %s 2> /dev/null) && [ "$found" != %s ] && { say bind %s; exit 1; }\n' "$quoted" "$inode" "$quoted"
+    done
+    printf 'unset found\n'
+}
+
+_runtime_environment() {  # nothing of the host but what a runtime needs: no binds, no loader paths by environment
+    local temporary=$scratch/.image/tmp name
+    mkdir -p -- "$temporary"
+    runtime_env=("PATH=$PATH" "HOME=${HOME:-$scratch}" "USER=${USER:-}" "LANG=C" "TMPDIR=$temporary")
+    for name in APPTAINER SINGULARITY; do runtime_env+=("${name}_TMPDIR=$temporary" "${name}_CACHEDIR=$temporary"); done
+    [ -z "${XDG_RUNTIME_DIR:-}" ] || runtime_env+=("XDG_RUNTIME_DIR=$XDG_RUNTIME_DIR")
+}
+
+_container_command() {  # -> command, up to the image
+    local i to
+    _runtime_environment
+    command=(env -i "${runtime_env[@]}" "$runtime" -q exec --cleanenv --contain --no-home --pwd "$view"
+        --workdir "$scratch/.session" --bind "$work:$view")
+    if [ "$view" != "$work" ] && [ "${set_of[order]:-}" = wrapper-inside ]; then
+        command+=(--bind "$scratch:$view/.fermigrid/scratch")
+        _bind_output_root
+    fi
+    [ -z "$secret_dir" ] || command+=(--bind "$secret_dir:$secret_view:ro")
+    for i in "${!bind_from[@]}"; do
+        [ "${bind_result[i]}" = kept ] || continue
+        to=${bind_to[i]}
+        [[ $to != "$view"/* ]] || mkdir -p -- "$work/${to#"$view"/}"
+        command+=(--bind "${bind_from[i]}:$to:${bind_mode[i]}")
+    done
+    mkdir -p -- "$scratch/.session"
+}
+
+_bind_output_root() {  # order wrapper-inside publishes from inside the container
+    local root=${set_of[output.root]:-} i
+    [ "${set_of[output.kind]}" = posix ] || return 0
+    for i in "${!bind_from[@]}"; do
+        [ "${bind_mode[i]}" != rw ] || [ "${bind_from[i]}" != "${bind_to[i]}" ] || [[ $root/ != "${bind_to[i]}"/* ]] || return 0
+    done
+    command+=(--bind "$root:$root:rw")
+}
+
+_try_image() {  # starts the image once with nothing in it; words: what the runtime said
+    local limit=60 status=0
+    _runtime_environment
+    if _ask "$limit" _trial; then
+        words=${answer[*]: -3}
+        status=${answer[${#answer[@]} - 1]}
+        words=${words% *}
+        [ "$status" != 0 ] || return 0
+    else
+        words="no answer within $limit s"
+    fi
+    return 1
+}
+
+_trial() {  # runs in a child -> what the runtime said, and last its status
+    local status=0
+    env -i "${runtime_env[@]}" "$runtime" -q exec --cleanenv --contain --no-home --pwd / "$image" /bin/sh -c : 2>&1 < /dev/null || status=$?
+    printf '%s\n' "$status"
+}
+
+_close_inherited() {  # what belongs to the worker alone
+    local fd
+    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd"; do
+        [ -z "$fd" ] || exec {fd}>&-
+    done
+}
+
+_launch() {  # COMMAND... ; runs in a child
+    _close_inherited
+    trap - ERR
+    exec "$@"
+}
+
+_launch_bare() {  # in this container, or in a rehearsal: with an empty environment
+    _close_inherited
+    trap - ERR
+    exec -c "$BASH" "$control/launch.sh"
+}
+
+_start_payload() {  # COMMAND... -> status
+    status=0
+    rm -f -- "$control/started"
+    set -m
+    "$@" < /dev/null &
+    payload_group=$!
+    set +m
+    _forward                                # what came before there was a group
+    _await "$payload_group" || status=$?
+    _spare
+    kill -KILL -- "-$payload_group" 2> /dev/null || :          # what the payload left behind
+    [ "$side" = inside ] || _kill_inner
+    payload_group=''
+}
+
+_kill_inner() {  # the inner worker's payload has a group of its own
+    local group=''
+    [ -r "$control/group" ] || return 0
+    read -r group < "$control/group" || :
+    [[ ! $group =~ $NUMBER ]] || kill -KILL -- "-$group" 2> /dev/null || :
+}
+
+_run_payload() {
+    local status=0 tries=0 said='' command=() started=''
+    _phase payload
+    while :; do
+        tries=$((tries + 1))
+        if [ "$container" = worker ] || [ "$container" = nested ] && [ "$side" = run ]; then
+            _container_command
+            _start_payload _launch "${command[@]}" "$image" /bin/sh "$view/.fermigrid/launch.sh"
+        else
+            _start_payload _launch_bare
+        fi
+        [ ! -r "$control/started" ] || read -r said < "$control/started" || :
+        case $said in
+            'ok '*) break ;;
+            image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
+            bind*) _fail_bind "${said#bind }" ;;
+        esac
+        if _ending_signal; then _finish $((128 + ending)) "ended by signal before the payload had started"; fi
+        [ "$tries" = 1 ] && _heal_image || _container_failed "$status"
+    done
+    [ "${said#ok }" = "0 4294967295" ] && userns=false || userns=true
+    [ "$container" != none ] || userns=null
+    [ "$side" = inside ] || _read_inner "$status"
+    started_payload=true payload_exit=$status
+    if [ "$status" -gt 128 ] && [ "$status" -le 192 ]; then payload_signal=$((status - 128)); fi
+    _judge_payload "$status"
+}
+
+_judge_payload() {  # STATUS of the payload
+    local status=$1
+    _log "payload: exit $status"
+    if _ending_signal; then
+        [ "$status" != 0 ] || status=$((128 + ending))
+        _finish_mapped "$status" "the payload was told to end by signal ${signals[*]}"
+    fi
+    [ "$status" != 0 ] || return 0
+    if _scratch_is_full; then _finish "$SCRATCH_FULL" "the payload ended with exit code $status, and scratch is full ($scratch)"; fi
+    if [ "$payload_signal" != null ]; then _finish_mapped "$status" "the payload was killed by signal $payload_signal"; fi
+    _finish_mapped "$status" "the payload ended with exit code $status"
+}
+
+_finish_mapped() {  # STATUS WORDS: a payload's 80-99 would be taken for the worker's own
+    if [ "$1" -ge 80 ] && [ "$1" -le 99 ]; then _finish 79 "$2"; fi
+    _finish "$1" "$2"
+}
+
+_fail_bind() {  # TARGET
+    local i
+    for i in "${!bind_to[@]}"; do [ "${bind_to[i]}" != "$1" ] || bind_result[i]=fatal; done
+    _finish "$NO_BIND" "the runtime did not bind $1: in the container it is something else or missing"
+}
+
+_heal_image() {  # a container that did not start: was the cached image damaged? Then another one is fetched
+    [ "$rung" = cache ] && [ ${#image_urls[@]} -gt 0 ] || return 1
+    _sha256 "$image"
+    [ "${answer[0]}" != "${set_of[image.sha256]}" ] || return 1
+    _log "the cached image $image is damaged: removed"
+    rm -f -- "$image" "$image.stamp"
+    _phase image
+    _climb_ladder
+    _phase payload
+}
+
+_container_failed() {  # STATUS: a failure of the runtime is never charged to the payload
+    local words='' code=$NO_IMAGE
+    [ "$container" != none ] && [ "$container" != site ] && [ "$side" = run ] || _finish_or_full "$INTERNAL" "the payload could not be launched (status $1)"
+    if _try_image; then words="the image starts, but not with this job's binds"; fi
+    case $words in
+        *'image format not recognized'* | *'corrupt'* | *'quashfs'*) code=$IMAGE_DAMAGED ;;
+        *namespace* | *setuid* | *'not permitted'* | *'max_user'*) code=$NO_RUNTIME ;;
+        *'with this job'*) code=$NO_BIND ;;
+    esac
+    _finish_or_full "$code" "$runtime could not start the container from $image (status $1): $words"
+}
+
+# ---------------------------------------------------------------------------------------------------------------- order wrapper-inside
+# The outer worker has done secrets, image and binds. It writes down what it knows and starts itself again in the container;
+# that one does the rest and leaves its report as a file. Only the outer one prints, so that there is a report in every case.
+
+_run_inner() {
+    local name status=0 self=$0
+    [[ $self == /* ]] || self=$scratch/$self
+    cp -- "$self" "$control/worker.sh"
+    _collect_runtime
+    _describe_image
+    _describe_binds
+    {
+        printf '%s\n' "job=$job" "shard_file=$shard_file" "row_number=$row_number" "batch=$batch" "attempt=$attempt" "start=$start" \
+            "begin=$begin" "begin_ms=$begin_ms" "where=$where" "container=$container" "secret_view=$secret_view" "view=$view" \
+            "userns=$userns" "runtime_name=$runtime_name" "runtime_version=$runtime_version" "HOSTNAME=$HOSTNAME" \
+            "json_image=$json_image" "json_binds=$json_binds"
+        for name in "${!spent[@]}"; do printf 'spent.%s=%s\n' "$name" "${spent[$name]}"; done
+        for name in "${!software_path[@]}"; do printf 'software_path.%s=%s\n' "$name" "${software_path[$name]}"; done
+    } > "$control/outer" || _finish_or_full "$INTERNAL" "cannot write for the inner worker"
+    _write_launcher /bin/bash "$view/.fermigrid/worker.sh" inside
+    _run_payload
+    _finish "$INTERNAL" "the inner worker came to no end"      # _read_inner has ended this
+}
+
+_read_inner() {  # STATUS: takes over the inner worker's report, when there is one
+    [ "${set_of[order]:-}" = wrapper-inside ] && { [ "$container" = worker ] || [ "$container" = nested ]; } || return 0
+    local code=''
+    if [ -r "$control/report" ]; then
+        { read -r code; IFS= read -r json_report; } < "$control/report" || :
+    fi
+    if [[ $code =~ $NUMBER ]] && [ -n "$json_report" ]; then
+        [ "$code" = 0 ] || message="(inner worker)"
+        exit_code=$code
+        exit "$code"
+    fi
+    json_report=''
+    if _ending_signal; then _finish $((128 + ending)) "the container was ended by signal ${signals[*]}"; fi
+    [ "$1" != 126 ] && [ "$1" != 127 ] || _finish "$NO_IMAGE" "the image cannot run the worker (status $1): order wrapper-inside needs bash and coreutils in it"
+    _finish_or_full "$INTERNAL" "the container ended with status $1 and the worker in it left no report"
+}
+
+_main_inside() {
+    local line key value
+    side=inside
+    while IFS= read -r line; do
+        key=${line%%=*} value=${line#*=}
+        case $key in
+            spent.*) spent[${key#*.}]=$value ;;
+            software_path.*) software_path[${key#*.}]=$value ;;
+            *) printf -v "$key" '%s' "$value" ;;
+        esac
+    done < .fermigrid/outer
+    work=$view control=$view/.fermigrid scratch=$view/.fermigrid/scratch
+    _now
+    phase_ms=$now_ms
+    trap _on_exit EXIT
+    _set_traps
+    cd -- "$scratch"
+    work=$scratch/work
+    value=$secret_view
+    _parse_settings job.env
+    _parse_row "$shard_file" "$row_number"
+    for line in "${!software[@]}"; do software_path[line]=${software_to[line]}; done
+    secret_view=$value secret_dir=$value
+    _do_job
+}
+
+# ---------------------------------------------------------------------------------------------------------------- stage-out
+out_bytes=() out_sha=() out_file=() out_result=()
+
+_stage_out() {
+    local i
+    _phase stage_out
+    [ ${#out_name[@]} -gt 0 ] || return 0
+    _check_outputs
+    case ${set_of[output.kind]} in
+        transfer) _move_outputs ;;
+        posix) _publish_outputs ;;
+    esac
+    for i in "${!out_name[@]}"; do _log "output ${out_name[i]}: ${out_result[i]}, ${out_bytes[i]} bytes, ${out_file[i]}"; done
+    [ -z "$deferred" ] || _finish $((128 + ${deferred#* })) "ended by signal ${deferred% *} in phase stage_out"
+}
+
+_check_outputs() {  # -> out_bytes, out_sha
+    local i path real sizes=() paths=()
+    for i in "${!out_name[@]}"; do
+        path=$work/${out_name[i]}
+        if [ -L "$path" ]; then
+            real=$(readlink -f -- "$path") || real=''
+            [[ $real == "$work"/* ]] || _finish "$NO_OUTPUT" "output ${out_name[i]} is a link that leads out of the working folder"
+            path=$real
+        fi
+        [ -e "$path" ] || _finish_or_full "$NO_OUTPUT" "declared output ${out_name[i]} is missing"
+        [ -f "$path" ] || _finish "$NO_OUTPUT" "declared output ${out_name[i]} is not a plain file"
+        paths+=("$path")
+    done
+    mapfile -t sizes < <(stat -c %s -- "${paths[@]}")
+    _sha256 "${paths[@]}"
+    for i in "${!out_name[@]}"; do
+        [ -n "${answer[i]}" ] || _finish "$NO_OUTPUT" "output ${out_name[i]} cannot be read"
+        out_path[i]=${paths[i]} out_bytes[i]=${sizes[i]} out_sha[i]=${answer[i]} out_result[i]=ours
+    done
+}
+out_path=()
+
+_move_outputs() {
+    local i
+    for i in "${!out_name[@]}"; do
+        out_file[i]=$job.$i.$attempt
+        _run 0 mv -- "${out_path[i]}" "$scratch/out/${out_file[i]}" >&2 ||
+            _finish_or_full "$STAGE_OUT" "output ${out_name[i]} cannot be moved to out/"
+    done
+}
+
+_publish_outputs() {
+    local i root=${set_of[output.root]} folder words
+    for i in "${!out_name[@]}"; do
+        out_file[i]=$root/${out_to[i]}
+        folder=${out_file[i]%/*}
+        out_part[i]=$folder/.${out_to[i]##*/}.$attempt.part
+        parts+=("${out_part[i]}")
+        mkdir -p -- "$folder" >&2 || _finish "$STAGE_OUT" "folder $folder cannot be made"
+        # dd, because it can wait until the data is on disk and tells when it does not get there
+        words=''
+        _run 0 dd if="${out_path[i]}" of="${out_part[i]}" bs=4M conv=fsync status=none >&2 ||
+            _finish "$STAGE_OUT" "output ${out_name[i]} cannot be written to $folder"
+    done
+    _sha256 "${out_part[@]}"
+    for i in "${!out_name[@]}"; do
+        [ "${answer[i]}" = "${out_sha[i]}" ] || _finish "$STAGE_OUT" "output ${out_name[i]} arrived damaged in $root"
+    done
+    critical=yes                            # signals wait: half a set of outputs would be the end of the job
+    _link_outputs
+    critical=''
+    [ -z "$words" ] || _finish "$STAGE_OUT" "$words"
+}
+out_part=()
+
+# All or nothing: an attempt whose names are free links them in order; one that meets another's work takes back its own.
+_link_outputs() {  # -> words, empty when good
+    local i waited=0 missing foreign linked=()
+    words=''
+    for i in "${!out_name[@]}"; do
+        if _link "${out_part[i]}" "${out_file[i]}"; then
+            linked+=("$i")
+        elif [ ! -e "${out_file[i]}" ]; then
+            words="output ${out_name[i]} cannot be linked to ${out_file[i]}"
+            break
+        fi
+    done
+    while [ -z "$words" ]; do
+        _compare_outputs
+        [ "$foreign" = 0 ] || _take_back ${linked[@]+"${linked[@]}"}
+        linked=()
+        [ "$foreign" != 0 ] || break
+        _count_missing
+        if [ "$missing" = 0 ]; then
+            _use_earlier
+            break
+        fi
+        # another attempt may be in the middle of this very thing
+        waited=$((waited + 1))
+        [ "$waited" -le "${FERMIGRID_RIVAL_WAIT:-20}" ] || words="some outputs are there from another attempt, with other content, and $missing are not: remove them, or roll back"
+        _sleep 0.5
+    done
+    [ -z "$words" ] || _take_back ${linked[@]+"${linked[@]}"}
+    rm -f -- "${out_part[@]}"
+    parts=()
+}
+
+_link() {  # PART FINAL; a file system without hard links renames, which is as good when the name is free
+    ln -T -- "$1" "$2" 2> /dev/null && return 0
+    [ ! -e "$2" ] && [ ! -L "$2" ] || return 1
+    [ -e "$1" ] && mv -nT -- "$1" "$2" 2> /dev/null && [ ! -e "$1" ] && cp -- "$2" "$1"
+}
+
+_compare_outputs() {  # -> foreign: how many final names hold other content than ours; out_result
+    local i
+    foreign=0
+    _sha256 "${out_file[@]}"
+    for i in "${!out_name[@]}"; do
+        if [ "${answer[i]}" != "${out_sha[i]}" ]; then
+            foreign=$((foreign + 1))
+        elif [ ! "${out_file[i]}" -ef "${out_part[i]}" ]; then
+            out_result[i]=same
+        fi
+    done
+}
+
+_take_back() {  # INDEX... of outputs that this attempt has linked
+    local i
+    for i in "$@"; do
+        [ ! "${out_file[i]}" -ef "${out_part[i]}" ] || rm -f -- "${out_file[i]}"
+    done
+}
+
+_count_missing() {  # -> missing
+    local i
+    missing=0
+    for i in "${!out_file[@]}"; do [ -e "${out_file[i]}" ] || missing=$((missing + 1)); done
+}
+
+_use_earlier() {  # an earlier attempt has published everything: its outputs are the job's
+    local i sizes=()
+    _sha256 "${out_file[@]}"
+    mapfile -t sizes < <(stat -L -c %s -- "${out_file[@]}")
+    for i in "${!out_name[@]}"; do
+        out_bytes[i]=${sizes[i]:-0} out_sha[i]=${answer[i]} out_result[i]=earlier
+    done
+}
+
+# ---------------------------------------------------------------------------------------------------------------- the report
+# Valid UTF-8 but for what JSON wants escaped; " \ and control characters are escaped, other bytes become U+FFFD.
+readonly PLAIN=$'[ !#-[]|[]-~]'
+utf8=$'^([\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]'
+utf8+=$'|\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]|\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf])'
+readonly UTF8=$utf8
+
+_json() {  # TEXT -> json, a JSON string with its quotes
+    local rest=$1 out='' run code two='\\' quote='\"'
+    if [[ $rest != *[!\ -~]* ]]; then
+        rest=${rest//\\/$two}
+        json="\"${rest//\"/$quote}\""
+        return 0
+    fi
+    while [ -n "$rest" ]; do
+        run=${rest%%[!\ !#-\[\]-~]*}
+        out+=$run
+        rest=${rest#"$run"}
+        [ -n "$rest" ] || break
+        if [[ ${rest:0:4} =~ $UTF8 ]]; then
+            out+=${BASH_REMATCH[1]}
+            rest=${rest:${#BASH_REMATCH[1]}}
+            continue
+        fi
+        case ${rest:0:1} in
+            \" | \\) out+=\\${rest:0:1} ;;
+            [[:cntrl:]]) printf -v code '%d' "'${rest:0:1}"; printf -v code '\\u%04x' $((code & 255)); out+=$code ;;
+            *) out+='\ufffd' ;;
+        esac
+        rest=${rest:1}
+    done
+    json="\"$out\""
+}
+
+_read_summary() {  # `key: value` lines of the payload, the last value of a key; bounded, because a payload writes it
+    local line key value i lines=0
+    [ -n "$control" ] && [ -f "$control/summary" ] && [ ! -L "$control/summary" ] || return 0
+    while IFS= read -r -n 4096 line && [ "$lines" -lt 1000 ]; do
+        lines=$((lines + 1)) key=${line%%:*} value=${line#*:}
+        [[ $line == *:* && $key =~ ^[A-Za-z][A-Za-z0-9_.-]{0,63}$ ]] || continue
+        value=${value#"${value%%[! ]*}"}
+        for i in "${!summary_keys[@]}"; do [ "${summary_keys[i]}" != "$key" ] || { summary_values[i]=${value:0:SUMMARY_BYTES}; continue 2; }; done
+        [ ${#summary_keys[@]} -lt "$SUMMARY_KEYS" ] || continue
+        summary_keys+=("$key") summary_values+=("${value:0:SUMMARY_BYTES}")
+    done < "$control/summary"
+}
+
+_collect_runtime() {  # -> runtime_version; asked for when the runtime was found, it is there by now
+    local line=''
+    [ -n "$version_fd" ] || return 0
+    read -r -t 2 -u "$version_fd" line || :
+    exec {version_fd}<&-
+    version_fd=''
+    runtime_version=${line##* }
+}
+
+_describe_image() {
+    [ -z "$json_image" ] || return 0
+    local fragment
+    _json "${set_of[image]:-}"; fragment="{\"name\": $json, \"rung\": \"$rung\""
+    _json "$image_source"; fragment+=", \"source\": $json"
+    _json "${set_of[image.sha256]:-}"
+    case $rung in cache | http) ;; *) json='""' ;; esac
+    json_image="$fragment, \"sha256\": $json, \"bytes\": $image_bytes, \"seconds\": $image_seconds, \"tried\": [$json_tried]}"
+}
+
+_describe_binds() {
+    [ -z "$json_binds" ] || return 0
+    local i fragment
+    for i in "${!bind_from[@]}"; do
+        [ -n "${bind_result[i]:-}" ] || continue
+        _json "${bind_from[i]}"; fragment="{\"from\": $json"
+        _json "${bind_to[i]}"; fragment+=", \"to\": $json, \"mode\": \"${bind_mode[i]}\", \"required\": "
+        [ "${bind_required[i]}" = yes ] && fragment+=true || fragment+=false
+        json_binds+="${json_binds:+, }$fragment, \"result\": \"${bind_result[i]}\"}"
+    done
+}
+
+_describe_outputs() {
+    local i fragment
+    for i in "${!out_file[@]}"; do
+        _json "${out_name[i]}"; fragment="{\"name\": $json"
+        _json "${out_to[i]}"; fragment+=", \"to\": $json"
+        _json "${out_file[i]}"; fragment+=", \"file\": $json, \"bytes\": ${out_bytes[i]}, \"sha256\": \"${out_sha[i]}\""
+        json_outputs+="${json_outputs:+, }$fragment, \"result\": \"${out_result[i]}\"}"
+    done
+}
+
+_describe() {  # -> json_report, the whole report
+    local out i fragment='' name
+    _collect_runtime
+    _describe_image
+    _describe_binds
+    [ "$exit_code" != 0 ] || _describe_outputs
+    _phase finish
+    _json "$job"; out="{\"format\": 1, \"job\": $json"
+    _json "$batch"; out+=", \"batch\": $json"
+    _json "$attempt"; out+=", \"attempt\": $json, \"start\": $start"
+    _json "${set_of[site]:-}"; out+=", \"site\": $json"
+    _json "${HOSTNAME:-}"; out+=", \"host\": $json, \"where\": \"$where\", \"container\": \"$container\", \"rehearsal\": $rehearsal"
+    _json "${set_of[order]:-wrapper-outside}"; out+=", \"order\": $json, \"started_payload\": $started_payload, \"image\": $json_image"
+    _json "$runtime_name"; out+=", \"runtime\": {\"name\": $json"
+    _json "$runtime_version"; out+=", \"version\": $json, \"userns\": $userns}, \"binds\": [$json_binds]"
+    for name in setup secrets image stage_in payload stage_out; do
+        _seconds "${spent[$name]}"
+        fragment+="\"$name\": $seconds, "
+    done
+    _seconds $((now_ms - begin_ms))
+    out+=", \"phases\": {$fragment\"total\": $seconds}, \"exit\": $exit_code, \"payload_exit\": $payload_exit, \"signal\": $payload_signal"
+    fragment=''
+    for name in ${signals[@]+"${signals[@]}"}; do fragment+="${fragment:+, }\"$name\""; done
+    _json "${message:0:MESSAGE_BYTES}"
+    out+=", \"signals\": [$fragment], \"message\": $json, \"inputs\": [$json_inputs], \"outputs\": [$json_outputs]"
+    fragment=''
+    for i in "${!summary_keys[@]}"; do
+        _json "${summary_values[i]}"
+        fragment+="${fragment:+, }\"${summary_keys[i]}\": $json"
+    done
+    json_report="$out, \"summary\": {$fragment}, \"begin\": $begin, \"end\": $((begin + (now_ms - begin_ms) / 1000))}"
+}
+json_report=''
+
+_print_report() {
+    printf '\n@@FERMIGRID 1 %d %s\n' "${#json_report}" "$json_report"
+}
+
+# ---------------------------------------------------------------------------------------------------------------- the end
+_on_exit() {
+    local status=$? group
+    [ "$BASHPID" = "$$" ] || return 0
+    trap - ERR EXIT
+    set +Eeu
+    finishing=yes
+    for group in HUP INT TERM QUIT USR1 USR2 XCPU PIPE; do trap '' "$group"; done
+    [ -n "$exit_code" ] || { exit_code=$INTERNAL message="internal error: the worker ended by itself with status $status"; }
+    for group in "$payload_group" "$child" "$killer"; do
+        [ -z "$group" ] || kill -KILL -- "-$group" 2> /dev/null
+    done
+    [ -n "$json_report" ] || [ "$exit_code" = 0 ] || _log "exit $exit_code: $message"
+    [ -n "$json_report" ] || { _read_summary; _describe; }
+    if [ "$side" = inside ]; then
+        [ ${#parts[@]} = 0 ] || rm -f -- "${parts[@]}"
+        printf '%s\n%s\n' "$exit_code" "$json_report" > "$control/report.new" && mv -f -- "$control/report.new" "$control/report"
+        exit "$exit_code"
+    fi
+    _kill_inner
+    _remove_secrets
+    _clean
+    _print_report || { sleep 1; _print_report; }
+    _back_off
+    exit "$exit_code"
+}
+
+_clean() {  # before the report, so that a full disk has room for it
+    [ ${#parts[@]} = 0 ] || rm -f -- "${parts[@]}" 2> /dev/null
+    _unlock_cache
+    [ -n "$scratch" ] || return 0
+    [ "$exit_code" = 0 ] || rm -rf -- "$scratch/out" 2> /dev/null
+    [ "$exit_code" = 0 ] || mkdir -- "$scratch/out" 2> /dev/null
+    [ -n "${FERMIGRID_KEEP:-}" ] || rm -rf -- "$work" "$scratch/.image" "$scratch/.session" 2> /dev/null
+}
+
+_back_off() {  # a node that cannot do the job at all must not empty the queue
+    local wait
+    case $exit_code in "$NO_RUNTIME" | "$NO_IMAGE" | "$CVMFS_BROKEN") ;; *) return 0 ;; esac
+    _get wait backoff 0
+    [ "$wait" -gt 0 ] || return 0
+    _log "waiting $wait s before another job comes here" 2> /dev/null
+    trap - HUP INT TERM QUIT
+    sleep "$wait"
+}
+
+_set_traps() {
+    trap '_on_error "$?" "${FUNCNAME[0]:-main}" "$LINENO"' ERR
+    trap '_on_signal HUP 1' HUP
+    trap '_on_signal INT 2' INT
+    trap '_on_signal QUIT 3' QUIT
+    trap '_on_signal TERM 15' TERM
+    trap '_on_signal USR1 10' USR1
+    trap '_on_signal USR2 12' USR2
+    trap '_on_signal XCPU 24' XCPU
+    trap '' PIPE
+}
+
+_make_folders() {
+    work=$scratch/work control=$scratch/work/.fermigrid
+    mkdir -p -- "$scratch/out" "$control/home" "$control/tmp" "$control/secrets" "$control/scratch" ||
+        _finish_or_full "$INTERNAL" "folders cannot be made in $scratch"
+}
+
+_do_job() {  # on the side of the container that the order says
+    _unpack_bundle
+    _stage_in
+    _phase setup
+    _payload_environment
+    _write_launcher "${args[@]}"
+    _run_payload
+    _stage_out
+    _finish 0 ""
+}
+
+_main() {
+    case ${1:-} in
+        run) [ $# = 5 ] || { printf 'usage: worker.sh run JOB SHARDFILE ROW BATCH\n' >&2; exit 2; } ;;
+        inside) _main_inside; return ;;
+        *) printf 'usage: worker.sh run JOB SHARDFILE ROW BATCH\n' >&2; exit 2 ;;
+    esac
+    job=$2 shard_file=$3 row_number=$4 batch=$5 scratch=$PWD
+    begin=${EPOCHSECONDS:-}
+    [ -n "$begin" ] || begin=$(date +%s)
+    _now
+    begin_ms=$now_ms phase_ms=$now_ms
+    trap _on_exit EXIT
+    _set_traps
+    _need "$TAME" "$job" "job"
+    _need "$TAME" "$shard_file" "shard file"
+    _need "$TAME" "$batch" "batch"
+    _need '^[1-9][0-9]{0,8}$' "$row_number" "row"
+    _find_start
+    _log "job $job, batch $batch, on $HOSTNAME in $scratch"
+    [[ $scratch != *[:,]* ]] || _bad "the scratch folder $scratch has a colon or comma in its name"
+    _make_folders
+    _parse_settings job.env
+    attempt=g${set_of[generation]}.${attempt#*.}
+    _check_digests
+    _parse_row "$shard_file" "$row_number"
+    _find_where
+    _stage_secrets
+    _phase setup
+    _make_container_ready
+    _phase setup
+    view=$work
+    if [ "$container" = worker ] || [ "$container" = nested ]; then
+        _get view container.workdir /srv
+        secret_view=$view/.fermigrid/secrets
+        if [ "${set_of[order]:-}" = wrapper-inside ]; then _run_inner; fi
+    fi
+    _do_job
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then _main "$@"; fi
