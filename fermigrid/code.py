@@ -62,8 +62,8 @@ def pack_code(entries: Sequence[str], folder: Path, programs: frozenset[str], so
     if size > MAX_BYTES:
         large = max(files.items(), key=lambda item: item[1].stat().st_size)
         text = (
-            f"the code has {show_bytes(size)}, more than the {show_bytes(MAX_BYTES)} that travel with a job; the "
-            f"largest file is {large[0]} ({show_bytes(large[1].stat().st_size)}): put it on CVMFS or name it under inputs"
+            f"the code has {show_bytes(size)}, more than the {show_bytes(MAX_BYTES)} that travel with a job; the largest "
+            f"file is {large[0]} ({show_bytes(large[1].stat().st_size)}): put it on CVMFS or name it under inputs"
         )
         problems.append(source.problem(("code",), text))
     if problems:

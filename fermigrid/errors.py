@@ -72,6 +72,10 @@ class LedgerError(FermigridError):
     exit_code = 15
 
 
+class LedgerBusy(LedgerError):
+    """Another fermigrid is at work on the campaign."""
+
+
 class BackendUnavailable(FermigridError):
     """The batch system cannot be reached, or did not answer in time. Nothing is known to be lost."""
 

@@ -29,8 +29,9 @@ _LARGEST_EVENT = 1 << 20
 _HEADER = re.compile(
     rb"(\d{3}) \((-?\d+)\.(-?\d+)\.000\) ("
     rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?Z?"  # ISO_DATE, SUB_SECOND, UTC
-    rb"|\d\d/\d\d \d\d:\d\d:\d\d) ?"  # LEGACY, and before HTCondor 8.9
+    rb"|\d\d/\d\d \d\d:\d\d:\d\d) (?!\()"  # LEGACY, and before HTCondor 8.9
 )
+# The blank and no bracket after the stamp: "13:00:" torn and continued by "005 (007" is no stamp 13:00:00.
 _HEADER_MARK = b".000) "  # in every header; only where it comes again is a second header looked for
 _ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)  # where the time of an event does not matter
 

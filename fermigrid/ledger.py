@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fermigrid.backends import Cursor
-from fermigrid.errors import LedgerError
+from fermigrid.errors import LedgerBusy, LedgerError
 from fermigrid.report import Report
 from fermigrid.states import State
 
@@ -359,6 +359,10 @@ class Ledger:
                 [(a.job, a.attempt) for a in attempts],
             )
 
+    def waiting_to_publish(self) -> int:
+        """How many accepted attempts have outputs without their final names."""
+        return int(self._db.execute("SELECT count(*) FROM attempt WHERE published = 0 AND accepted = 1").fetchone()[0])
+
     def rehearsed(self) -> int:
         """How many accepted attempts ran without a container (site `local` on a machine without a runtime)."""
         query = "SELECT count(*) FROM attempt WHERE accepted = 1 AND json_extract(report, '$.rehearsal')"
@@ -465,7 +469,7 @@ def open_ledger(path: Path) -> Ledger:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Be the one writer of the ledger at `path`. Raises LedgerError, naming the other's pid, when there is one."""
+    """Be the one writer of the ledger at `path`. Raises LedgerBusy, naming the other's pid, when there is one."""
     lock = path.with_suffix(".lock")
     with lock.open("a+") as file:
         try:
@@ -474,7 +478,7 @@ def writing(path: Path) -> Iterator[None]:
             file.seek(0)
             other = file.read().strip() or "?"
             text = f"another fermigrid (process {other}) is at work on {path.parent}"
-            raise LedgerError(text, "Wait for it, or end it: nothing is lost if you do.") from error
+            raise LedgerBusy(text, "Wait for it, or end it: nothing is lost if you do.") from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -31,6 +31,7 @@ class Standing:
 
     batches: tuple[BatchStanding, ...]
     rehearsed: int
+    unpublished: int
 
     @property
     def counts(self) -> dict[State, int]:
@@ -54,9 +55,14 @@ class Standing:
 
     @property
     def good(self) -> bool:
-        """Has no job failed, been removed or got lost?"""
-        counts = self.counts
-        return not (counts[State.FAILED] or counts[State.REMOVED] or counts[State.UNKNOWN])
+        """Has no job failed, been removed or got lost, and has every output its final name?"""
+        bad = sum(self.counts[state] for state in (State.FAILED, State.REMOVED, State.UNKNOWN))
+        return bad + self.unpublished == 0
+
+    @property
+    def stuck(self) -> bool:
+        """Is nothing left but jobs of which the batch system knows no more?"""
+        return self.counts[State.UNKNOWN] > 0 and self.ended + self.counts[State.UNKNOWN] == self.jobs
 
 
 def standing_of(ledger: Ledger) -> Standing:
@@ -68,4 +74,4 @@ def standing_of(ledger: Ledger) -> Standing:
         rest = batch.jobs - sum(by_state.values())
         by_state[State.REMOVED if batch.removed else State.WAITING] += rest
         batches.append(BatchStanding(batch, by_state))
-    return Standing(tuple(batches), ledger.rehearsed())
+    return Standing(tuple(batches), ledger.rehearsed(), ledger.waiting_to_publish())

@@ -28,6 +28,8 @@ from fermigrid.runs import write_table
 from fermigrid.site import Site
 
 NAMESPACE = uuid.UUID("6f2c0c1e-5d0b-5f43-9a3e-3c8f0b1f4a55")
+MADE_FIRST = ("ledger.lock", "ledger.draft", "ledger.draft-wal", "ledger.draft-shm", "ledger.draft-journal",
+              "campaign.yaml", "runs.csv", "bundle.tar.gz")  # fmt: skip
 Tell = Callable[[str], None]
 
 
@@ -56,10 +58,24 @@ def campaign_digest(assembled: Assembled, site: str | None) -> str:
     return digest.hexdigest()
 
 
-def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Sequence[str], hand: Hand) -> Ledger:
-    """A new run folder with its ledger, or the one that is there if it is of this very campaign.
+def prepare(folder: RunFolder) -> None:
+    """Make the run folder, private. Raises RunFolderError when it has files of somebody else; none is touched then."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        names = {path.name for path in folder.path.iterdir()}
+    except OSError as error:
+        raise RunFolderError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
+    # Without a ledger it may only hold what a submission that was cut short had made so far.
+    if folder.ledger.name not in names and (foreign := sorted(names - set(MADE_FIRST))):
+        text = f"{folder.path} exists and is no run folder of fermigrid: it holds {foreign[0]}"
+        raise RunFolderError(text, "Give another folder with --run-dir.")
 
-    Raises RunFolderError when the folder holds something else; nothing in it is touched then.
+
+def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Sequence[str], hand: Hand) -> Ledger:
+    """A new ledger in the run folder, or the one that is there if it is of this very campaign.
+
+    The caller holds the writer's lock. Raises RunFolderError when the folder holds another campaign; nothing in it is
+    touched then.
     """
     digest = campaign_digest(assembled, site)
     if folder.ledger.is_file():
@@ -72,16 +88,10 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
                 text, "Give another folder with --run-dir, or undo the change to go on with that campaign."
             )
         return ledger
-    if folder.path.exists() and any(folder.path.iterdir()):
-        raise RunFolderError(
-            f"{folder.path} exists and is no run folder of fermigrid", "Give another folder with --run-dir."
-        )
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.path.chmod(0o700)
         _keep(assembled, folder)
     except OSError as error:
-        raise RunFolderError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
+        raise RunFolderError(f"cannot write into the run folder {folder.path}: {error.strerror}") from error
     record = CampaignRecord(
         name=assembled.campaign.campaign,
         digest=digest,
@@ -93,7 +103,9 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
         version=__version__,
     )
     draft = folder.ledger.with_suffix(".draft")
-    draft.unlink(missing_ok=True)
+    for name in MADE_FIRST:
+        if name.startswith(draft.name):
+            (folder.path / name).unlink(missing_ok=True)
     ledger = create_ledger(draft, record, hand.now(), hand.who)
     ledger.close()
     draft.rename(folder.ledger)  # a ledger that exists has its campaign in it

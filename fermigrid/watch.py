@@ -52,8 +52,10 @@ def watch_once(following: Following) -> Turn:
     judged = accept_ended(f.ledger, f.folder, items)
     problems += publish_accepted(f.ledger, f.folder, items)
     submitted = 0
-    if not problems:
+    try:
         submitted = advance(f)
+    except BackendUnavailable as error:
+        problems.append(str(error))
     return Turn(events, judged, submitted, is_finished(f), tuple(problems))
 
 
@@ -110,15 +112,16 @@ def _observe(f: Following, items: Items, problems: list[str]) -> int:
         backend = backends.load(name)
         handles = [handle_of(f.folder, batch) for batch in open_ if batch.backend == name]
         while True:
+            cursor = f.ledger.cursor()
             try:
-                seen = backend.observe(handles, f.ledger.cursor())
+                seen = backend.observe(handles, cursor)
             except BackendUnavailable as error:
                 problems.append(str(error))
                 break
             problems.extend(problem for problem in seen.problems if problem not in problems)
             f.ledger.apply(_apply(f.ledger, items, batches, seen.seen), seen.cursor)
             total += len(seen.seen)
-            if not seen.seen:
+            if not seen.seen and seen.cursor == cursor:
                 break
     return total
 

@@ -91,8 +91,7 @@ write_settings() {
     for client in $CLIENTS; do ln -sf condor_client "$POOL_DIR/bin/$client"; done
     sed 's/^enable \(overlay\|underlay\) = .*/enable \1 = no/' "$conf" > "$POOL_DIR/etc/apptainer.siteb.conf"
     sed 's/^user bind control = .*/user bind control = no/' "$conf" > "$POOL_DIR/etc/apptainer.sitec.conf"
-    : > "$POOL_DIR/etc/no-runtime"
-    chmod 000 "$POOL_DIR/etc/no-runtime"
+    mkdir -p "$POOL_DIR/etc/empty"
     [ -s "$POOL_DIR/etc/passwords.d/POOL" ] || ( umask 077; head -c 64 /dev/urandom > "$POOL_DIR/etc/passwords.d/POOL" )
 }
 

@@ -15,6 +15,7 @@ build_rootfs() {  # FOLDER -> FOLDER/rootfs, FOLDER/versions
     add_mount_points "$root"
     add_user "$root" fermi "$FERMI_UID"
     add_user "$root" prod "$PROD_UID"
+    move_runtime "$root"
     add_sif_probe "$1"
     write_versions "$1"
 }
@@ -26,6 +27,14 @@ add_mount_points() {
 add_user() {  # ROOTFS NAME UID
     echo "$2:x:$3:$3:$2:/home/$2:/bin/bash" >> "$1/etc/passwd"
     echo "$2:x:$3:" >> "$1/etc/group"
+}
+
+# Apptainer behind a symbolic link: a site without a runtime hides the folder, and the command is nowhere to be found.
+# Not under its own name, or Apptainer would look for its other parts beside it.
+move_runtime() {
+    mkdir "$1/opt/runtime"
+    mv "$1/usr/bin/apptainer" "$1/opt/runtime/program"
+    ln -s /opt/runtime/program "$1/usr/bin/apptainer"
 }
 
 # The package lacks this file; without it a startd never says HasSIF, and jobs with container_image=*.sif wait for ever.

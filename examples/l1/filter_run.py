@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Select events of one LAT run: from an event file (FT1) to a file of that run alone.
 
-The job of the example campaign. The output holds the selected rows of EVENTS, unchanged and in their order, and the good time
-intervals from the start of this run to the start of the next one in the event file, so that the intervals of all runs together
-are those of the event file. Same input, same bytes: nothing in the output depends on when or where it was made.
+The job of the example campaign. The output holds the selected rows of EVENTS, unchanged and in their order, and the good
+time intervals that begin in the run, so that the intervals of all runs together are those of the event file.
+Same input, same bytes: nothing in the output depends on when or where it was made.
 
 Exit codes: 1 no such run or events, 2 usage, 3 the event file cannot be used, 4 the output cannot be written.
 """
@@ -14,6 +14,8 @@ import argparse
 import os
 import re
 import sys
+import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,11 +85,15 @@ def file_name(run: str, version: str) -> str:
 
 
 def open_events(path: Path) -> fits.HDUList:
-    """An event file, read into memory and checked for what is needed. Raises Failure."""
+    """An event file, read into memory to its end and checked for what is needed. Raises Failure."""
     try:
-        hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
-    except OSError as error:
-        raise Failure(UNUSABLE, f"{path}: cannot be read as FITS: {error}") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "File may have been truncated")
+            hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
+        for hdu in hdus:
+            _ = hdu.data
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+        raise Failure(UNUSABLE, f"{path}: cannot be read as FITS, or not to its end: {error}") from error
     if "EVENTS" not in hdus:
         raise Failure(UNUSABLE, f"{path}: has no table EVENTS, so it is no event file (FT1)")
     missing = [name for name in COLUMNS if name not in hdus["EVENTS"].columns.names]
@@ -96,15 +102,32 @@ def open_events(path: Path) -> fits.HDUList:
     return hdus
 
 
+def wrong_sums(hdus: fits.HDUList) -> str | None:
+    """A sentence about the parts whose data do not have the checksum that their header gives; None: all have.
+
+    That is no proof of damage: programs that cut a file often leave the old checksum in it.
+    """
+    wrong = [hdu.name for hdu in hdus if hdu.verify_datasum() == 0]
+    return f"the data of {', '.join(wrong)} do not have the DATASUM of the header" if wrong else None
+
+
+def data_sum(table: fits.BinTableHDU) -> str:
+    """The checksum that the data really have, as DATASUM would give it."""
+    copy = fits.BinTableHDU(data=table.data)
+    copy.add_datasum()
+    return str(copy.header["DATASUM"])
+
+
 def intervals_of(hdus: fits.HDUList, run: str) -> fits.FITS_rec | None:
-    """The good time intervals that begin at or after this run's start and before the start of the next in the file."""
+    """The good time intervals that begin in this run: before the next run of the file begins.
+
+    Those before the file's first run belong to that one, so that each interval belongs to one run and none is lost.
+    """
     if "GTI" not in hdus:
         return None
-    runs = np.unique(hdus["EVENTS"].data["RUN_ID"])
-    later = runs[runs > run_id(run)]
-    starts = hdus["GTI"].data["START"]
-    after = starts >= run_id(run) if np.any(runs < run_id(run)) else np.ones(len(starts), dtype=bool)
-    return hdus["GTI"].data[after & (starts < later[0] if len(later) else True)]
+    runs, starts = np.unique(hdus["EVENTS"].data["RUN_ID"]), hdus["GTI"].data["START"]
+    owners = runs[np.clip(np.searchsorted(runs, starts, side="right") - 1, 0, None)]
+    return hdus["GTI"].data[owners == run_id(run)]
 
 
 def part_header(header: fits.Header, run: str, version: str) -> fits.Header:
@@ -113,6 +136,8 @@ def part_header(header: fits.Header, run: str, version: str) -> fits.Header:
     for name in DROPPED:
         part.remove(name, ignore_missing=True, remove_all=True)
     part["VERSION"] = (version, "release version of the file")
+    if version.isdecimal():
+        part["PROC_VER"] = (int(version), "processing version of this file")
     part["CREATOR"] = ("filter_run.py", "software creating file")
     part["FILENAME"] = (file_name(run, version), "name of this file")
     return part
@@ -134,7 +159,7 @@ def set_provenance(header: fits.Header, args: argparse.Namespace, read: int, kep
     header["SEL_FRST"] = (args.first, "first event of the run that was read, from 0")
     header["NREAD"] = (read, "events of the run that were read")
     header["NKEPT"] = (kept, "events that were selected")
-    header["SRCSUM"] = (source_sum, "DATASUM of EVENTS of the event file")
+    header["SRCSUM"] = (source_sum, "DATASUM of the event file's EVENTS, as computed")
 
 
 def select(hdus: fits.HDUList, args: argparse.Namespace) -> tuple[fits.HDUList, int, int]:
@@ -149,7 +174,7 @@ def select(hdus: fits.HDUList, args: argparse.Namespace) -> tuple[fits.HDUList, 
     read = table.data[rows[args.first : last]]
     events = read[Selection(args.emin, args.zmax).of(read)]
     header = part_header(table.header, args.run, args.version)
-    set_provenance(header, args, len(read), len(events), str(table.header.get("DATASUM", "")))
+    set_provenance(header, args, len(read), len(events), data_sum(table))
     parts = fits.HDUList([fits.PrimaryHDU(header=part_header(hdus[0].header, args.run, args.version))])
     parts.append(fits.BinTableHDU(data=events, header=header))
     intervals = intervals_of(hdus, args.run)
@@ -200,6 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         with open_events(args.events) as hdus:
+            doubt = wrong_sums(hdus)
+            if doubt:
+                print(f"filter_run.py: warning: {args.events}: {doubt}", file=sys.stderr)
             parts, read, kept = select(hdus, args)
         write(parts, args.output)
     except Failure as failure:

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 import click
 
 from fermigrid.assemble import assemble_kept
-from fermigrid.errors import LedgerError
+from fermigrid.errors import LedgerBusy
 from fermigrid.ledger import open_ledger, writing
 from fermigrid.registry import find_campaign, registry_path
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import Standing, standing_of
+from fermigrid.states import State
 from fermigrid.submit import Hand
 from fermigrid.watch import Following, watch_once
 
@@ -27,7 +28,11 @@ POLL_S = 2.0  # between two looks while following; a look costs one read of each
 
 def make_hand() -> Hand:
     """The person at the keyboard, and the clock."""
-    who = f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry: in containers, on nodes without the user database
+        user = f"uid{os.getuid()}"
+    who = f"{user}@{socket.gethostname()}"
     return Hand(who, lambda: datetime.now(UTC), lambda text: click.echo(text, err=True))
 
 
@@ -52,14 +57,15 @@ def refresh(f: Following) -> tuple[str, ...]:
     try:
         with writing(f.folder.ledger):
             return watch_once(f).problems
-    except LedgerError as error:
-        return (str(error),)
+    except LedgerBusy:
+        return ()
 
 
 def follow(f: Following) -> Standing:
     """Look again and again until nothing is left to wait for; the caller holds the writer's lock."""
     with _bar(f) as show:
         told: set[str] = set()
+        held = 0
         while True:
             turn = watch_once(f)
             for problem in turn.problems:
@@ -68,7 +74,12 @@ def follow(f: Following) -> Standing:
                     told.add(problem)
             standing = standing_of(f.ledger)
             show(standing)
-            if turn.finished:
+            if standing.counts[State.HELD] > held:
+                f.hand.tell(
+                    f"{standing.counts[State.HELD]} jobs are held: fermigrid status, fermigrid why CAMPAIGN JOB"
+                )
+            held = standing.counts[State.HELD]
+            if turn.finished or standing.stuck:
                 return standing
             if not turn.events:
                 time.sleep(float(os.environ.get("FERMIGRID_POLL_S", POLL_S)))

@@ -29,12 +29,14 @@ job_argument = click.argument("job")
 
 def parse_parameters(written: tuple[str, ...]) -> dict[str, str]:
     """`NAME=VALUE` of the command line."""
+    from fermigrid.quoting import refuse_control
+
     found = {}
     for item in written:
         name, equals, value = item.partition("=")
         if not equals:
             raise click.UsageError(f"--set takes NAME=VALUE, not {item!r}")
-        found[name] = value
+        found[name] = refuse_control(value, f"--set {name}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,29 +81,29 @@ def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tupl
     from fermigrid.registry import register, registry_path
     from fermigrid.runfolder import RunFolder, check_path
     from fermigrid.standing import standing_of
-    from fermigrid.submit import begin, settle
+    from fermigrid.submit import begin, prepare, settle
     from fermigrid.watch import Following, advance
 
     name = assembled.campaign.campaign
     folder = RunFolder(check_path(run_dir or Path("fermigrid-runs", name)))
     hand = make_hand()
-    ledger = begin(assembled, folder, site, [str(path) for path in search], hand)
-    try:
+    prepare(folder)
+    with (
+        writing(folder.ledger),
+        closing(begin(assembled, folder, site, [str(path) for path in search], hand)) as ledger,
+    ):
         register(folder, name, registry_path(os.environ))
-        with writing(folder.ledger):
-            f = Following(ledger, folder, assembled, site, hand)
-            doubts = settle(ledger, folder, hand)
-            sent = advance(f)
-            if not sent and not doubts:
-                hand.tell(f"{name} was submitted before; nothing new to send")
-            standing = follow(f) if wait else standing_of(ledger)
-        click.echo(f"{name}: {standing.jobs} jobs, {standing.words}")
-        if standing.rehearsed:
-            click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")
-        click.echo(f"run folder: {folder.path}", err=True)
-        return 1 if wait and not standing.good else 0
-    finally:
-        ledger.close()
+        f = Following(ledger, folder, assembled, site, hand)
+        doubts = settle(ledger, folder, hand)
+        sent = advance(f)
+        if not sent and not doubts:
+            hand.tell(f"{name} was submitted before; nothing new to send")
+        standing = follow(f) if wait else standing_of(ledger)
+    click.echo(f"{name}: {standing.jobs} jobs, {standing.words}")
+    if standing.rehearsed:
+        click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")
+    click.echo(f"run folder: {folder.path}", err=True)
+    return 1 if wait and not standing.good else 0
 
 
 def _one_off(words: tuple[str, ...], site: str | None, search: tuple[Path, ...], options: dict[str, Any]) -> Any:

@@ -93,6 +93,12 @@ def test_a_site_forbids_it_to_jobs_that_start_a_container(job_folder: Path, site
     assert forbidden <= set(run_job(job_folder, site, "cat /etc/apptainer/apptainer.conf"))
 
 
+@pytest.mark.usefixtures("fermi")
+def test_a_site_without_a_runtime_has_not_even_a_file_of_it(job_folder: Path) -> None:
+    script = "for name in apptainer singularity; do test -e /usr/bin/$name || echo no $name; done"
+    assert run_job(job_folder, "SITED", script) == ["no apptainer", "no singularity"]
+
+
 def test_the_software_on_cvmfs_works_in_the_light_image(fermi: Pool, job_folder: Path) -> None:
     folder = fermi.facts["software"]["lat-python"]["cvmfs"]
     script = f"PYTHONPATH={folder} python3 -c 'import astropy.io.fits, numpy; print(numpy.arange(4).sum())'"

@@ -1,0 +1,346 @@
+"""The calls to HTCondor, in a process of their own: `python -m fermigrid.backends.htcondor_calls`. Only htcondor.py starts it.
+
+htcondor2 waits inside C code, where neither a signal nor a thread ends it (a hung schedd: 20 s for a query, minutes for
+a submission), and it reads its configuration once, when it is imported. A process can be ended when its time is up.
+
+It reads one request from stdin, a JSON object with `verb`, `schedd`, `pool` and what the verb needs, and writes JSON
+objects to stdout, one a line: `{"sending": true}` before a submission leaves, then one answer: `{"answer": ...}`,
+`{"refused": words}`, `{"unavailable": words}` or `{"doubt": words}`.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import classad2
+import htcondor2
+
+from fermigrid.backends.htcondor_words import (
+    Fault,
+    is_permission,
+    read_submit_error,
+    remote_schedd,
+    split_clauses,
+)
+
+_CHUNK = 1000  # jobs named in one command
+_SLOTS_WHOLE = 1000  # above so many slots only the attributes that the job asks about are fetched
+_STATE = ("ClusterId", "ProcId", "JobStatus", "EnteredCurrentStatus", "RemoteHost", "LastRemoteHost", "NumJobStarts")
+_END = ("ExitCode", "ExitBySignal", "ExitSignal", "CompletionDate", "RemoveReason")
+_HOLD = ("HoldReason", "HoldReasonCode", "HoldReasonSubCode")
+_FACTORY = (
+    "JobMaterializeNextProcId",
+    "JobMaterializeLimit",
+    "JobMaterializeMaxIdle",
+    "JobMaterializePaused",
+    "JobMaterializePauseReason",
+    "TotalSubmitProcs",
+    "JobsIdle",
+    "JobsRunning",
+    "JobsHeld",
+)
+_WAITING = (
+    "QDate",
+    "User",
+    "JobPrio",
+    "NumShadowStarts",
+    "NumJobMatches",
+    "NumJobCompletions",
+    "NumVacates",
+    "NumVacatesByReason",
+    "NumHolds",
+    "VacateReason",
+    "LastMatchTime",
+    "LastRejMatchTime",
+    "LastRejMatchReason",
+    "RequestCpus",
+    "RequestMemory",
+    "RequestDisk",
+    "TransferringInput",
+    "TransferringOutput",
+    "TransferQueued",
+    "ServerTime",
+)
+_SLOT = ("Name", "Machine", "SlotType", "State", "Cpus", "Memory", "Disk", "TotalSlotCpus", "TotalSlotMemory", "TotalSlotDisk")
+_TOTALS = {"Cpus": "TotalSlotCpus", "Memory": "TotalSlotMemory", "Disk": "TotalSlotDisk"}
+
+Request = Mapping[str, Any]
+
+
+def main() -> None:
+    """One request, one answer."""
+    request = json.load(sys.stdin)
+    warnings.simplefilter("ignore")  # condor_submit's advice; the template is tested, and stdout is for answers
+    try:
+        _say(answer=_VERBS[request["verb"]](request))
+    except Fault as fault:
+        _say(**{fault.kind: str(fault)})
+    except htcondor2.HTCondorException as error:
+        _say(unavailable=str(error))
+
+
+def _say(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
+
+
+# --- where -------------------------------------------------------------------------------------------------
+
+
+def _locate(request: Request) -> classad2.ClassAd:
+    """The schedd's address: the collector knows it, for the local one a file does."""
+    name = request["schedd"]
+    try:
+        collector = htcondor2.Collector(request["pool"])
+        place = collector.locate(htcondor2.DaemonType.Schedd, name)
+    except (htcondor2.HTCondorException, TypeError, ValueError) as error:
+        where = request["pool"] or htcondor2.param.get("COLLECTOR_HOST") or "none configured"
+        raise Fault("unavailable", f"the collector ({where}) does not tell where the schedd is: {error}") from error
+    if place is None or not place.get("MyAddress"):
+        raise Fault("unavailable", f"the pool has no schedd {name or 'of this machine'}")
+    return place
+
+
+def _schedd(request: Request) -> htcondor2.Schedd:
+    return htcondor2.Schedd(_locate(request))
+
+
+def _is_here(address: str) -> bool:
+    """Whether the address `<host:port?...>` is one of this machine's own: only those can be bound."""
+    host = address.removeprefix("<").partition("?")[0].rpartition(":")[0].strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+# --- submit and find ---------------------------------------------------------------------------------------
+
+
+def _submit(request: Request) -> dict[str, Any]:
+    """Read the submit file, see that the schedd answers, send."""
+    place = _locate(request)
+    name = place.get("Name") or ""
+    if not request["shared_filesystem"] and not _is_here(place["MyAddress"]):
+        raise Fault("refused", remote_schedd(name, place.get("Machine") or ""))
+    try:
+        description = htcondor2.Submit(request["text"])
+        for macro, value in request["macros"].items():
+            description[macro] = value
+    except (htcondor2.HTCondorException, ValueError) as error:
+        raise Fault("refused", f"HTCondor cannot read the submit file: {error}") from error
+    schedd = htcondor2.Schedd(place)
+    if not _answers(schedd):
+        raise Fault("unavailable", f"the schedd {name} does not answer")
+    _say(sending=True)
+    try:
+        result = schedd.submit(description)
+    except ValueError as error:  # item data: read before anything is sent
+        raise Fault("refused", f"HTCondor cannot read the submit file: {error}") from error
+    except htcondor2.HTCondorException as error:
+        raise read_submit_error(str(error), _answers(schedd)) from error
+    return {"where": name, "cluster": result.cluster(), "jobs": result.num_procs()}
+
+
+def _answers(schedd: htcondor2.Schedd) -> bool:
+    """A refusal is an answer too."""
+    try:
+        schedd.query("false", ["ClusterId"], limit=1)
+    except htcondor2.HTCondorException as error:
+        return is_permission(str(error))
+    return True
+
+
+def _find(request: Request) -> dict[str, Any]:
+    """The cluster of a batch, from the queue, else from history; history is read back to `since` only."""
+    place = _locate(request)
+    schedd = htcondor2.Schedd(place)
+    ours = f"FermigridBatch =?= {classad2.quote(request['batch'])}"
+    ads = schedd.query(ours, ["ClusterId"], opts=htcondor2.QueryOpt.IncludeClusterAd)
+    if not ads:
+        ads = schedd.history(ours, ["ClusterId"], 1, since=f"EnteredCurrentStatus < {int(request['since'])}")
+    clusters = [int(ad["ClusterId"]) for ad in ads]
+    return {"where": place.get("Name") or "", "cluster": min(clusters, default=None)}
+
+
+# --- look and act ------------------------------------------------------------------------------------------
+
+
+def _look(request: Request) -> dict[str, Any]:
+    """All that the queue and then history know of a cluster: the factory, jobs in the queue, jobs that left it."""
+    schedd, ours = _schedd(request), f"ClusterId == {int(request['cluster'])}"
+    attributes = [*_STATE, *_HOLD, *_END, *_FACTORY]
+    ads = schedd.query(ours, attributes, opts=htcondor2.QueryOpt.IncludeClusterAd)
+    left = schedd.history(ours, attributes, int(request["jobs"]), since=f"EnteredCurrentStatus < {int(request['since'])}")
+    queue = [ad for ad in ads if "ProcId" in ad]
+    factory = next((ad for ad in ads if "ProcId" not in ad), None)
+    return {
+        "factory": _plain(factory, _FACTORY) if factory else None,
+        "queue": [_plain(ad, (*_STATE, *_HOLD)) for ad in queue],
+        "left": [_plain(ad, (*_STATE, *_END)) for ad in left],
+    }
+
+
+def _act(request: Request) -> dict[str, Any]:
+    """Remove, hold or release a cluster or some of its jobs; how many of the named jobs the queue does not have."""
+    schedd, cluster = _schedd(request), int(request["cluster"])
+    action = htcondor2.JobAction[request["action"]]
+    absent = denied = 0
+    for job_spec in _job_specs(cluster, request["indices"]):
+        try:
+            result = schedd.act(action, job_spec, (request["reason"], 0))
+        except htcondor2.HTCondorException as error:
+            kind = "refused" if _answers(schedd) else "unavailable"
+            raise Fault(kind, f"{error} (may this user change jobs there?)" if kind == "refused" else str(error)) from error
+        absent += int(result["TotalNotFound"])
+        denied += int(result["TotalPermissionDenied"])
+    if denied:
+        raise Fault("refused", f"the schedd says that {denied} of the jobs belong to somebody else")
+    return {"absent": absent}
+
+
+def _job_specs(cluster: int, indices: Sequence[int] | None) -> Iterable[str | list[str]]:
+    """The whole cluster is named by a constraint: that reaches the factory of a late-materialized one too."""
+    if indices is None:
+        yield f"ClusterId == {cluster}"
+        return
+    for start in range(0, len(indices), _CHUNK):
+        yield [f"{cluster}.{int(index)}" for index in indices[start : start + _CHUNK]]
+
+
+# --- explain -----------------------------------------------------------------------------------------------
+
+
+def _explain(request: Request) -> dict[str, Any]:
+    """What there is to know about a job that waits; htcondor_words.explain makes sentences of it."""
+    schedd, cluster, index = _schedd(request), int(request["cluster"]), int(request["index"])
+    ads = schedd.query(
+        f"ClusterId == {cluster} && (ProcId =?= undefined || ProcId == {index})",
+        opts=htcondor2.QueryOpt.IncludeClusterAd,
+    )
+    job = next((ad for ad in ads if ad.get("ProcId") == index), None)
+    factory = next((ad for ad in ads if "ProcId" not in ad), None)
+    answer: dict[str, Any] = {
+        "job": _plain(job, (*_STATE, *_HOLD, *_WAITING)) if job else None,
+        "factory": _plain(factory, _FACTORY) if factory else None,
+        "left": None,
+        "match": None,
+        "user": None,
+    }
+    if job is None:
+        ended = schedd.history(f"ClusterId == {cluster} && ProcId == {index}", [*_STATE, *_END, *_HOLD], 1)
+        answer["left"] = _plain(ended[0], (*_STATE, *_END)) if ended else None
+    elif job.get("JobStatus") == 1:
+        collector = htcondor2.Collector(request["pool"])
+        answer["match"] = _match(job, _slots(collector, job))
+        answer["user"] = _user(collector, str(job.get("User") or ""))
+    return answer
+
+
+def _slots(collector: htcondor2.Collector, job: classad2.ClassAd) -> list[classad2.ClassAd]:
+    """The slots that matches are made with; a partitionable slot stands for those cut from it."""
+    whole = 'SlotType =!= "Dynamic"'
+    names = collector.query(htcondor2.AdType.Startd, whole, ["Name"])
+    if len(names) <= _SLOTS_WHOLE:
+        return list(collector.query(htcondor2.AdType.Startd, whole))
+    asked = job.externalRefs(job.lookup("Requirements"))
+    wanted = {attribute.removeprefix("TARGET.").partition(".")[0] for attribute in asked}
+    return list(collector.query(htcondor2.AdType.Startd, whole, sorted(wanted.union(_SLOT))))
+
+
+def _match(job: classad2.ClassAd, slots: Sequence[classad2.ClassAd]) -> dict[str, Any]:
+    """How many slots satisfy each clause of the job's requirements when empty, all of them, and how many now."""
+    empty = [_open(_emptied(slot)) for slot in slots]
+    clauses = [(text, classad2.ExprTree(text)) for text in split_clauses(str(job.lookup("Requirements")))]
+    job = _open(job)
+    met = [[tree.eval(job, slot) is True for slot in empty] for _, tree in clauses]
+    fits = [_fits(job, slot) for slot in empty]
+    possible = [all(column) and fit for *column, fit in zip(*met, fits, strict=True)] if slots else []
+    willing = [ok and _takes(slot, job) for ok, slot in zip(possible, empty, strict=True)]
+    return {
+        "slots": len(slots),
+        "clauses": [{"text": text, "slots": sum(row)} for (text, _), row in zip(clauses, met, strict=True)],
+        "cpus": sum(_has(job, slot, "Cpus") for slot in empty),
+        "memory": sum(_has(job, slot, "Memory") for slot in empty),
+        "disk": sum(_has(job, slot, "Disk") for slot in empty),
+        "possible": sum(possible),
+        "willing": sum(willing),
+        "free": sum(ok and _fits(job, slot) and _idle(slot) for ok, slot in zip(willing, slots, strict=True)),
+    }
+
+
+def _emptied(slot: classad2.ClassAd) -> classad2.ClassAd:
+    """A partitionable slot with nothing cut from it."""
+    whole = classad2.ClassAd(str(slot))
+    if slot.get("SlotType") == "Partitionable":
+        for left, total in _TOTALS.items():
+            if total in slot:
+                whole[left] = slot[total]
+    return whole
+
+
+def _open(ad: classad2.ClassAd) -> classad2.ClassAd:
+    """The ad for matching: an attribute named without MY or TARGET that it lacks is the other ad's.
+
+    The matchmaker looks there by itself; `ExprTree.eval` does not.
+    """
+    if "Requirements" in ad:
+        for name in ad.externalRefs(ad.lookup("Requirements")):
+            if name and "." not in name:
+                ad[name] = classad2.ExprTree(f"TARGET.{name}")
+    return ad
+
+
+def _takes(slot: classad2.ClassAd, job: classad2.ClassAd) -> bool:
+    """Whether the slot's own word is not a clear no; with part of its attributes it may be undefined."""
+    return "Requirements" not in slot or slot.lookup("Requirements").eval(slot, job) is not False
+
+
+def _fits(job: classad2.ClassAd, slot: classad2.ClassAd) -> bool:
+    return all(_has(job, slot, resource) for resource in _TOTALS)
+
+
+def _has(job: classad2.ClassAd, slot: classad2.ClassAd, resource: str) -> bool:
+    wanted, there = job.eval(f"Request{resource}"), slot.get(resource)
+    return not isinstance(wanted, int | float) or not isinstance(there, int | float) or there >= wanted
+
+
+def _idle(slot: classad2.ClassAd) -> bool:
+    return slot.get("SlotType") == "Partitionable" or slot.get("State") == "Unclaimed"
+
+
+def _user(collector: htcondor2.Collector, user: str) -> dict[str, Any] | None:
+    """The negotiator's account of the user: priority (large is bad) and cores in use."""
+    attributes = ("Priority", "ResourcesUsed", "WeightedResourcesUsed", "Ceiling")
+    ads = collector.query(htcondor2.AdType.Accounting, f"Name == {classad2.quote(user)}", list(attributes))
+    return _plain(ads[0], attributes) if ads else None
+
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+def _plain(ad: classad2.ClassAd, attributes: Iterable[str]) -> dict[str, Any]:
+    """The attributes that have a value, as JSON knows values."""
+    found = ((name, _value(ad.eval(name))) for name in attributes if name in ad)
+    return {name: value for name, value in found if value is not None}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, classad2.ClassAd):
+        return _plain(value, value.keys())
+    if isinstance(value, classad2.Value):
+        return None
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+_VERBS = {"submit": _submit, "find": _find, "look": _look, "act": _act, "explain": _explain}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,340 @@
+"""What HTCondor's codes, errors and job ads say, in words. Pure: facts come in, sentences go out.
+
+Sources: HTCondor manual, "Hold reason codes", "Job ClassAd attributes", and what condor_schedd 25.14 answers to
+submissions that it refuses. docs/reference/hold-reasons.md shows the table HOLDS; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from fermigrid.units import show_bytes, show_seconds
+
+Facts = Mapping[str, Any]
+
+
+# --- faults of a call --------------------------------------------------------------------------------------
+
+
+class Fault(Exception):
+    """A call that failed; `kind` is `refused` (answered: no), `unavailable` (nothing was changed) or `doubt`."""
+
+    def __init__(self, kind: str, words: str) -> None:
+        super().__init__(words)
+        self.kind = kind
+
+
+_PERMISSION = re.compile(r"DENIED|AUTHENTICATE:|No auth methods|SECMAN:(?:2003|2010|2005)|permission", re.IGNORECASE)
+_NEVER_COMMITTED = ("Failed to create new cluster", "expected next ProcId", "Failed to ", "expected next ClusterId")
+_LIMITS = {
+    "-3": "you have as many jobs in this schedd as one user may have (MAX_JOBS_PER_OWNER)",
+    "-4": "the batch has more jobs than one submission may have (MAX_JOBS_PER_SUBMISSION); late materialization "
+    "(`late_above` in the site file) is not bound by it",
+}
+
+
+def is_permission(words: str) -> bool:
+    """Whether an error says that the server answered and does not let this user in."""
+    return bool(_PERMISSION.search(words))
+
+
+def read_submit_error(words: str, answers: bool) -> Fault:
+    """What an error of Schedd.submit means; `answers`: whether the schedd answers a question now.
+
+    A transaction that was not committed leaves nothing. Once a commit was asked for, only the schedd's own words
+    (`SCHEDD:<number>:...`) prove that it failed.
+    """
+    if words.startswith("Failed to connect to schedd"):
+        return Fault("refused" if is_permission(words) else "unavailable", words)
+    if words.startswith(_NEVER_COMMITTED):
+        if limit := re.search(r"Schedd says (-\d+)", words):
+            return Fault("refused", _LIMITS.get(limit[1], words))
+        if "(late materialization)" in words and answers:
+            return Fault("refused", f"{words.rstrip(', ')}: the schedd may not allow it (SCHEDD_ALLOW_LATE_MATERIALIZE)")
+        return Fault("refused" if answers else "unavailable", words)
+    if re.search(r"commit.*SCHEDD:\d+:.*\S", words):
+        return Fault("refused", words)
+    return Fault("doubt", words)
+
+
+def remote_schedd(name: str, machine: str) -> str:
+    """Why a batch is not sent to a schedd that does not see the run folder."""
+    return f"the schedd {name} is on another machine ({machine}), which does not see the run folder"
+
+
+# --- holds -------------------------------------------------------------------------------------------------
+
+
+class Cure(StrEnum):
+    """What becomes of a held job."""
+
+    RELEASED = "released by itself some times, then it leaves the queue"
+    LEAVES = "leaves the queue by itself at once"
+    LATER = "leaves the queue by itself after a while"
+    YOURS = "stays until somebody releases or removes it"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """One of HTCondor's hold codes: its label there, what it means, what a person can do, what fermigrid's policy does."""
+
+    label: str
+    meaning: str
+    advice: str
+    cure: Cure = Cure.LATER
+
+
+_LOOK = "look at the reason's words; `fermigrid retry` plans the job anew once it left"
+_SUBMIT_SIDE = "see that the submit machine can write the run folder: disk full, quota, a file system that is away"
+_NODE = "nothing, if it happens on one machine only; on many, tell the site's contact"
+_MORE = "ask for more in the campaign's resources; `fermigrid retry` plans the job anew"
+
+HOLDS: Mapping[int, Hold] = {
+    1: Hold("UserRequest", "a person held it", "`fermigrid release` or `fermigrid remove`", Cure.YOURS),
+    3: Hold("JobPolicy", "fermigrid's own policy gave it up", _LOOK, Cure.LEAVES),
+    4: Hold("CorruptedCredential", "its credential is damaged or expired", "renew the credential"),
+    5: Hold("JobPolicyUndefined", "a policy expression has no value", "tell fermigrid's developers", Cure.LEAVES),
+    6: Hold("FailedToCreateProcess", "the machine could not start the worker", _NODE, Cure.RELEASED),
+    7: Hold("UnableToOpenOutput", "the job's log could not be opened", _SUBMIT_SIDE, Cure.RELEASED),
+    8: Hold("UnableToOpenInput", "the job's standard input could not be opened", _LOOK),
+    9: Hold("UnableToOpenOutputStream", "the job's log could not be opened on the network", _SUBMIT_SIDE),
+    10: Hold("UnableToOpenInputStream", "the job's standard input could not be opened on the network", _LOOK),
+    11: Hold("InvalidTransferAck", "a file transfer broke off", _NODE, Cure.RELEASED),
+    12: Hold("TransferOutputError", "outputs could not be brought back", _SUBMIT_SIDE, Cure.RELEASED),
+    13: Hold("TransferInputError", "inputs could not be sent to the machine", _SUBMIT_SIDE, Cure.RELEASED),
+    14: Hold("IwdError", "its work folder is not there", _SUBMIT_SIDE, Cure.RELEASED),
+    15: Hold("SubmittedOnHold", "it was submitted on hold", "`fermigrid release`", Cure.YOURS),
+    16: Hold("SpoolingInput", "its inputs are on their way to the schedd", "wait", Cure.YOURS),
+    17: Hold("JobShadowMismatch", "the schedd's software does not suit the job", "tell the schedd's administrator"),
+    18: Hold("InvalidTransferGoAhead", "a file transfer broke off", _NODE, Cure.RELEASED),
+    19: Hold("HookPrepareJobFailure", "the machine's own preparation of jobs failed", _NODE, Cure.RELEASED),
+    20: Hold("MissedDeferredExecutionTime", "it missed the time at which it had to start", _LOOK),
+    21: Hold("StartdHeldJob", "the machine's policy put it on hold", _LOOK),
+    22: Hold("UnableToInitUserLog", "the block's event log could not be written", _SUBMIT_SIDE, Cure.RELEASED),
+    23: Hold("FailedToAccessUserAccount", "your account could not be used there", "tell the schedd's administrator"),
+    24: Hold("NoCompatibleShadow", "the schedd's software does not suit the job", "tell the schedd's administrator"),
+    25: Hold("InvalidCronSettings", "its start times make no sense", "tell fermigrid's developers"),
+    26: Hold("SystemPolicy", "the schedd's administrator does not let such jobs go on", _LOOK),
+    27: Hold("SystemPolicyUndefined", "a policy of the schedd's administrator has no value", _LOOK),
+    32: Hold("MaxTransferInputSizeExceeded", "its inputs are larger than allowed", _LOOK, Cure.LEAVES),
+    33: Hold("MaxTransferOutputSizeExceeded", "its outputs are larger than allowed", _LOOK, Cure.LEAVES),
+    34: Hold("JobOutOfResources", "it used more than it had asked for (102: memory, 104: disk)", _MORE, Cure.LEAVES),
+    35: Hold("InvalidDockerImage", "its image is no Docker image", "check the image catalogue", Cure.LEAVES),
+    36: Hold("FailedToCheckpoint", "it failed when told to save its state", _LOOK),
+    43: Hold("PreScriptFailed", "a script of the schedd before it failed", _LOOK),
+    44: Hold("PostScriptFailed", "a script of the schedd after it failed", _LOOK),
+    45: Hold("SingularityTestFailed", "the machine could not start its container", _NODE, Cure.RELEASED),
+    46: Hold("JobDurationExceeded", "it took longer than allowed, transfers included", _MORE, Cure.LEAVES),
+    47: Hold("JobExecuteExceeded", "it ran longer than the walltime that it had asked for", _MORE, Cure.LEAVES),
+    48: Hold("HookShadowPrepareJobFailure", "the schedd's own preparation of jobs failed", _LOOK),
+}  # fmt: skip
+_UNKNOWN_HOLD = Hold("", "HTCondor has a reason that is not known here", _LOOK)
+
+
+def explain_hold(code: int | None, subcode: int | None, reason: str) -> tuple[str, ...]:
+    """A hold in words: HTCondor's own, what the code means, what to do and what happens by itself."""
+    hold = HOLDS.get(code or 0, _UNKNOWN_HOLD)
+    codes = f"code {code}/{subcode or 0}" + (f", {hold.label}" if hold.label else "")
+    return (
+        f"held: {reason.strip() or 'no reason given'} ({codes})",
+        f"that means: {hold.meaning}",
+        f"what to do: {hold.advice}",
+        f"by itself: the job {hold.cure}",
+    )
+
+
+# --- reasons in the event log ------------------------------------------------------------------------------
+
+_RETURNED = re.compile(r"\(1\) Normal termination \(return value (-?\d+)\)")
+
+
+def eviction(reason: str | None, lines: Sequence[str]) -> str:
+    """Why a job went back to the queue, from its event (004, 007, 021, 022, 024)."""
+    if reason:
+        return reason
+    if ended := next((found for line in lines if (found := _RETURNED.search(line))), None):
+        return f"the worker ended with exit code {ended[1]}, which charges the machine: the job starts again"
+    return next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("(")), "")
+
+
+def removal(reason: str | None) -> str:
+    """Why a job was removed (009); the policy's own text is an expression and tells nobody anything."""
+    if reason and "PeriodicRemove expression" in reason:
+        return "it was held for a reason that a release does not cure"
+    return reason or ""
+
+
+# --- requirements ------------------------------------------------------------------------------------------
+
+
+def split_clauses(expression: str) -> list[str]:
+    """The parts of a ClassAd expression that are joined by `&&` at the top, whatever the parentheses."""
+    expression = expression.strip()
+    while _is_wrapped(expression):
+        expression = expression[1:-1].strip()
+    parts, start = list[str](), 0
+    alternatives = False
+    for at, depth in _outside_strings(expression):
+        if depth == 0 and expression.startswith(("||", "?"), at) and not expression.startswith("?=", at - 1):
+            alternatives = True
+        if depth == 0 and expression.startswith("&&", at):
+            parts.append(expression[start:at])
+            start = at + 2
+    if not parts or alternatives:  # `a && b || c` binds otherwise: it is one clause
+        return [expression]
+    return [clause for part in (*parts, expression[start:]) for clause in split_clauses(part)]
+
+
+def _is_wrapped(expression: str) -> bool:
+    """Whether the first parenthesis closes at the very end."""
+    if not expression.startswith("("):
+        return False
+    return all(depth > 0 or at == len(expression) - 1 for at, depth in _outside_strings(expression))
+
+
+def _outside_strings(expression: str) -> Iterator[tuple[int, int]]:
+    """Every position that is not within a string, and how deep in parentheses, lists and records it is."""
+    depth, quote, skip = 0, "", False
+    for at, char in enumerate(expression):
+        if skip:
+            skip = False
+        elif quote:
+            skip, quote = char == "\\", "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+            yield at, depth
+
+
+# --- why a job waits ---------------------------------------------------------------------------------------
+
+
+def explain(facts: Facts, index: int) -> tuple[str, ...]:
+    """Sentences on one job from what `htcondor_calls` found in queue, history and pool."""
+    job, factory = facts["job"], facts["factory"]
+    if job is not None:
+        return tuple(_explain_queued(job, factory, facts))
+    if factory is not None and index >= int(factory.get("JobMaterializeNextProcId", 0)):
+        return tuple(_explain_unmaterialized(factory, index))
+    if facts["left"] is not None:
+        return (_explain_left(facts["left"]),)
+    return ("neither the queue nor the history of the schedd knows this job: its event log and its own log decide",)
+
+
+def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator[str]:
+    status = job.get("JobStatus")
+    if status == 5:
+        yield from explain_hold(job.get("HoldReasonCode"), job.get("HoldReasonSubCode"), str(job.get("HoldReason", "")))
+        if factory and factory.get("JobMaterializeLimit") and factory.get("JobsHeld"):
+            yield (
+                f"{factory['JobsHeld']} held jobs of the batch take part of the {factory['JobMaterializeLimit']} places "
+                "that it may have in the queue"
+            )
+    elif status in (2, 6):
+        doing = "waits for file transfer" if job.get("TransferQueued") else "brings its inputs"
+        what = doing if job.get("TransferringInput") else "brings its outputs back" if status == 6 else "runs"
+        yield f"it {what} on {job.get('RemoteHost', 'a machine')}, for {_age(job)}"
+    elif status == 1:
+        yield from _explain_idle(job, facts["match"], facts["user"])
+    else:
+        yield f"it is leaving the queue ({'removed' if status == 3 else 'ended'})"
+
+
+def _explain_unmaterialized(factory: Facts, index: int) -> Iterator[str]:
+    made = int(factory.get("JobMaterializeNextProcId", 0))
+    yield (
+        f"the schedd has not made it yet: it has made {made} of the batch's {factory.get('TotalSubmitProcs', '?')} jobs "
+        f"(late materialization), and this is number {index + 1}"
+    )
+    if factory.get("JobMaterializePaused"):
+        reason = str(factory.get("JobMaterializePauseReason", "")) or "no reason given"
+        yield f"the schedd makes no more of them now: {reason}; `fermigrid release` goes on"
+        return
+    idle, limit = factory.get("JobMaterializeMaxIdle"), factory.get("JobMaterializeLimit")
+    there = ", ".join(f"{factory.get(f'Jobs{state.title()}', 0)} {state}" for state in ("idle", "running", "held"))
+    limits = [f"{limit} at once in the queue"] if limit else []
+    limits += [f"{idle} of them waiting"] if idle else []
+    yield f"in the queue now: {there}; at most {' and '.join(limits) or 'what the schedd allows'}"
+
+
+def _explain_left(left: Facts) -> str:
+    if left.get("JobStatus") == 3:
+        return f"it was removed: {removal(left.get('RemoveReason')) or 'no reason given'}"
+    if left.get("ExitBySignal"):
+        return f"it ended by signal {left.get('ExitSignal', '?')}; its log tells more"
+    return f"it ended with exit code {left.get('ExitCode', '?')}; its log tells more"
+
+
+def _explain_idle(job: Facts, match: Facts | None, user: Facts | None) -> Iterator[str]:
+    yield f"it waits, for {_age(job)}"
+    yield from _explain_past(job)
+    if match is None or not match["slots"]:
+        yield "the pool shows no machines at all" if match else "nothing is known of the pool's machines"
+        return
+    if match["willing"] == 0:
+        yield from _explain_impossible(match, job)
+    elif match["free"] == 0:
+        yield f"{match['willing']} of {match['slots']} slots could run it, none has room now: they are busy"
+    else:
+        yield (
+            f"{match['willing']} of {match['slots']} slots could run it, and {match['free']} have room now: "
+            "its turn comes with the next matchmaking"
+        )
+    if rejected := job.get("LastRejMatchReason"):
+        yield f"the matchmaker's last word: {str(rejected).strip()}"
+    if user:
+        used = float(user.get("WeightedResourcesUsed") or user.get("ResourcesUsed") or 0)
+        yield f"your priority there is {float(user.get('Priority', 0)):.1f} (large is bad), you use {used:.0f} cores"
+
+
+def _explain_past(job: Facts) -> Iterator[str]:
+    reasons = job.get("NumVacatesByReason") or {}
+    containers = reasons.get("SingularityTestFailed", 0)
+    if containers:
+        yield f"its container could not start on {containers} machine(s), last {job.get('LastRemoteHost', 'unknown')}"
+    others = {name: count for name, count in reasons.items() if name != "SingularityTestFailed"}
+    if others:
+        told = ", ".join(f"{name} {count} times" for name, count in sorted(others.items()))
+        yield f"it was sent back to the queue: {told}; last from {job.get('LastRemoteHost', 'unknown')}"
+    if failures := job.get("NumJobCompletions"):
+        yield f"its worker ended {failures} time(s) with a failure of the machine; it waits for another machine first"
+
+
+def _explain_impossible(match: Facts, job: Facts) -> Iterator[str]:
+    """Which wish no slot fulfils, resources first; where each is fulfilled somewhere, all are listed."""
+    slots = match["slots"]
+    yield f"none of the {slots} slots of the pool can ever run it:"
+    counts = [(_wish("cpus", job), match["cpus"]), (_wish("memory", job), match["memory"]), (_wish("disk", job), match["disk"])]
+    counts += [(_clause(one["text"]), one["slots"]) for one in match["clauses"] if not _is_resource(one["text"])]
+    none = [(wish, count) for wish, count in counts if count == 0]
+    for wish, count in none or [(wish, count) for wish, count in counts if count < slots]:
+        yield f"- {wish}: {count} of {slots} slots"
+    if match["possible"]:
+        yield f"- {match['possible']} slots suit it, but their own policy does not take it"
+
+
+def _wish(resource: str, job: Facts) -> str:
+    wanted = job.get(f"Request{resource.title()}")
+    if not isinstance(wanted, int | float):
+        return resource
+    if resource == "cpus":
+        return f"cpus: {wanted} or more"
+    return f"{resource}: {show_bytes(int(wanted) * (2**20 if resource == 'memory' else 2**10))} or more"
+
+
+def _is_resource(clause: str) -> bool:
+    return bool(re.search(r"\bRequest(Cpus|Memory|Disk)\b", clause))
+
+
+def _clause(text: str) -> str:
+    return "not the machine where it failed last" if "MachineAttrName0" in text else " ".join(text.split())
+
+
+def _age(job: Facts) -> str:
+    since = job.get("EnteredCurrentStatus")
+    return show_seconds(max(0, int(job.get("ServerTime", since)) - int(since))) if since else "an unknown time"
