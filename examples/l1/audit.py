@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Audit a campaign's outputs: open each file again and compare it with the run table and with the event file.
 
-Run by run and event by event (by EVENT_ID): files that are missing, extra or damaged, wrong counts, events that are lost, there twice,
-foreign (not this run's, or not selected) or changed. Prints a table of the runs that differ and what differs, then a total.
+Run by run and event by event (by EVENT_ID): files that are missing, extra or damaged, wrong counts, events that are lost,
+there twice, foreign (not this run's, or not selected) or changed, wrong good time intervals. Prints a table of the runs
+that differ and what differs, then a total.
 
 Exit codes: 0 everything agrees, 1 something differs, 2 usage, 3 the run table or the event file cannot be used.
 """
@@ -19,7 +20,17 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from filter_run import UNUSABLE, Failure, Selection, file_name, open_events, parse_run, parse_version, run_id, wrong_sums
+from filter_run import (
+    UNUSABLE,
+    Failure,
+    Selection,
+    file_name,
+    open_events,
+    parse_run,
+    parse_version,
+    run_id,
+    wrong_sums,
+)
 
 DIFFERS = 1
 NAME = re.compile(r"gll_ph_p(?P<proc>[A-Za-z0-9]+)_(?P<run>r[0-9]{10})_v(?P<version>[A-Za-z0-9]+)\.fit")
@@ -62,7 +73,7 @@ def read_runs(path: Path) -> dict[str, int | None]:
 
 
 def find_files(folder: Path, version: str | None) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Run -> its files below the folder, and the files that are no run's; of other versions than the one asked for: none."""
+    """Run -> its files below the folder (of this version only, if given), and the files that are no run's."""
     files: dict[str, list[Path]] = {}
     strange = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -81,6 +92,7 @@ class Events:
         with open_events(path) as hdus:
             self.doubt = wrong_sums(hdus)
             self._data = hdus["EVENTS"].data
+            self._intervals = hdus["GTI"].data if "GTI" in hdus else None
         ids = np.asarray(self._data["RUN_ID"])
         self._order = np.argsort(ids, kind="stable")
         self._ids = ids[self._order]
@@ -89,6 +101,20 @@ class Events:
         """The events of a run, in the order of the file."""
         left, right = np.searchsorted(self._ids, (run_id(run), run_id(run) + 1))
         return self._data[self._order[left:right]]
+
+    def intervals(self, run: str) -> list[tuple[float, float]]:
+        """The good time intervals from the run's start to that of the next run in the file."""
+        if self._intervals is None:
+            return []
+        begin = -np.inf if run_id(run) <= self._ids[0] else run_id(run)
+        end = next(iter(self._ids[np.searchsorted(self._ids, run_id(run), side="right") :]), np.inf)
+        own = (self._intervals["START"] >= begin) & (self._intervals["START"] < end)
+        return pairs(self._intervals[own])
+
+
+def pairs(intervals: fits.FITS_rec) -> list[tuple[float, float]]:
+    """Intervals as (start, stop)."""
+    return list(zip(intervals["START"].tolist(), intervals["STOP"].tolist(), strict=True))
 
 
 def compare(line: Line, expected: fits.FITS_rec, found: fits.FITS_rec) -> None:
@@ -132,6 +158,7 @@ def audit_run(run: str, events: int | None, paths: list[Path], source: Events, s
         try:
             with open_events(path) as hdus:
                 header, found, damage = hdus["EVENTS"].header, hdus["EVENTS"].data, wrong_sums(hdus)
+                intervals = pairs(hdus["GTI"].data) if "GTI" in hdus else []
         except Failure as failure:
             line.lost = len(expected)
             remarks.append(str(failure))
@@ -139,9 +166,13 @@ def audit_run(run: str, events: int | None, paths: list[Path], source: Events, s
         compare(line, expected, found)
         if damage:
             remarks.append(f"damaged: {damage}")
+        if intervals != source.intervals(run):
+            remarks.append("its good time intervals are not those of the run")
         said = {"RUN": run, "NREAD": len(read), "NKEPT": len(found)}
         said |= {"SEL_EMIN": selection.emin, "SEL_ZMAX": selection.zmax}
-        remarks += [f"{key} is {header.get(key)}, not {value}" for key, value in said.items() if header.get(key) != value]
+        remarks += [
+            f"{key} is {header.get(key)}, not {value}" for key, value in said.items() if header.get(key) != value
+        ]
         if header.get("FILENAME") != path.name:
             remarks.append(f"calls itself {header.get('FILENAME')}")
     line.remarks = tuple(remarks)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Select events of one LAT run: from an event file (FT1) to a file of that run alone.
 
-The job of the example campaign. The output holds the selected rows of EVENTS, unchanged and in their order, and the good
-time intervals that begin in the run, so that the intervals of all runs together are those of the event file.
+The job of the example campaign. The output holds the selected rows of EVENTS, unchanged and in their order, and the
+good time intervals that begin in the run, so that the intervals of all runs together are those of the event file.
 Same input, same bytes: nothing in the output depends on when or where it was made.
 
 Exit codes: 1 no such run or events, 2 usage, 3 the event file cannot be used, 4 the output cannot be written.
@@ -88,11 +88,11 @@ def open_events(path: Path) -> fits.HDUList:
     """An event file, read into memory to its end and checked for what is needed. Raises Failure."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "File may have been truncated")
+            warnings.filterwarnings("error", "(?s).*(truncated|corrupted)")  # a part that is missing is no detail
             hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
         for hdu in hdus:
             _ = hdu.data
-    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error, Warning) as error:
         raise Failure(UNUSABLE, f"{path}: cannot be read as FITS, or not to its end: {error}") from error
     if "EVENTS" not in hdus:
         raise Failure(UNUSABLE, f"{path}: has no table EVENTS, so it is no event file (FT1)")
@@ -122,6 +122,7 @@ def intervals_of(hdus: fits.HDUList, run: str) -> fits.FITS_rec | None:
     """The good time intervals that begin in this run: before the next run of the file begins.
 
     Those before the file's first run belong to that one, so that each interval belongs to one run and none is lost.
+    None: the event file has no intervals.
     """
     if "GTI" not in hdus:
         return None
@@ -169,7 +170,9 @@ def select(hdus: fits.HDUList, args: argparse.Namespace) -> tuple[fits.HDUList, 
     if len(rows) == 0:
         raise Failure(NO_SUCH_RUN, f"{args.events}: has no event of run {args.run} (RUN_ID {run_id(args.run)})")
     if args.first >= len(rows):
-        raise Failure(NO_SUCH_RUN, f"{args.events}: run {args.run} has {len(rows)} events, so none from {args.first} on")
+        raise Failure(
+            NO_SUCH_RUN, f"{args.events}: run {args.run} has {len(rows)} events, so none from {args.first} on"
+        )
     last = len(rows) if args.count is None else args.first + args.count
     read = table.data[rows[args.first : last]]
     events = read[Selection(args.emin, args.zmax).of(read)]
@@ -216,7 +219,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--emin", type=float, metavar="MeV", help="keep energies of at least this")
     parser.add_argument("--zmax", type=float, metavar="DEG", help="keep zenith angles of at most this")
     parser.add_argument("--first", type=parse_count, default=0, metavar="N", help="first event of the run, from 0")
-    parser.add_argument("--count", type=parse_count, metavar="N", help="how many events of the run (default: to its end)")
+    parser.add_argument(
+        "--count", type=parse_count, metavar="N", help="how many events of the run (default: to its end)"
+    )
     return parser.parse_args(arguments)
 
 

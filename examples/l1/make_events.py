@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Make an event file that looks like the LAT's (FT1), and its run table, for trying things out. The events are invented.
+"""Make an event file that looks like the LAT's (FT1), and its run table, for trying things out. All events are invented.
 
-Runs of 95 minutes one after the other from August 2008 on, about 30 photons in each: energies by a power law, directions all over
-the sky, event numbers that grow within a run and begin anew in the next one, as the LAT's do. Same seed, same bytes.
+Runs of 95 minutes one after the other from August 2008 on, about 30 photons in each: energies by a power law, directions
+all over the sky, event numbers that grow within a run and begin anew in the next one, as the LAT's do. Same seed, same
+bytes.
 
 Exit codes: 2 usage, 4 a file cannot be written.
 """
@@ -20,7 +21,7 @@ from make_runs import write_table
 
 FIRST_RUN = 239557414  # s: mission elapsed time, counted from 2001-01-01
 ORBIT = 5700  # s
-# Rotation of equatorial (J2000) to galactic directions: The Hipparcos and Tycho Catalogues, ESA SP-1200 (1997), vol. 1, section 1.5.3.
+# From equatorial (J2000) to galactic: The Hipparcos and Tycho Catalogues, ESA SP-1200 (1997), vol. 1, section 1.5.3.
 GALACTIC = np.array(
     [
         [-0.0548755604, -0.8734370902, -0.4838350155],

@@ -1,4 +1,4 @@
-"""The calls to HTCondor, in a process of their own: `python -m fermigrid.backends.htcondor_calls`. Only htcondor.py starts it.
+"""The calls to HTCondor, in a process of their own, which htcondor.py starts for each. The only importer of htcondor2.
 
 htcondor2 waits inside C code, where neither a signal nor a thread ends it (a hung schedd: 20 s for a query, minutes for
 a submission), and it reads its configuration once, when it is imported. A process can be ended when its time is up.
@@ -66,8 +66,8 @@ _WAITING = (
     "TransferQueued",
     "ServerTime",
 )
-_SLOT = ("Name", "Machine", "SlotType", "State", "Cpus", "Memory", "Disk", "TotalSlotCpus", "TotalSlotMemory", "TotalSlotDisk")
 _TOTALS = {"Cpus": "TotalSlotCpus", "Memory": "TotalSlotMemory", "Disk": "TotalSlotDisk"}
+_SLOT = ("Name", "SlotType", "State", *_TOTALS, *_TOTALS.values())
 
 Request = Mapping[str, Any]
 
@@ -95,14 +95,27 @@ def _locate(request: Request) -> classad2.ClassAd:
     """The schedd's address: the collector knows it, for the local one a file does."""
     name = request["schedd"]
     try:
-        collector = htcondor2.Collector(request["pool"])
-        place = collector.locate(htcondor2.DaemonType.Schedd, name)
+        place = None if request["pool"] else _locate_local()
+        if place is None or name not in (None, place.get("Name")):
+            place = htcondor2.Collector(request["pool"]).locate(htcondor2.DaemonType.Schedd, name)
     except (htcondor2.HTCondorException, TypeError, ValueError) as error:
         where = request["pool"] or htcondor2.param.get("COLLECTOR_HOST") or "none configured"
         raise Fault("unavailable", f"the collector ({where}) does not tell where the schedd is: {error}") from error
     if place is None or not place.get("MyAddress"):
         raise Fault("unavailable", f"the pool has no schedd {name or 'of this machine'}")
     return place
+
+
+def _locate_local() -> classad2.ClassAd | None:
+    """This machine's schedd, from its address file: that needs no collector."""
+    try:
+        return htcondor2.Collector().locate(htcondor2.DaemonType.Schedd)
+    except htcondor2.HTCondorException:
+        return None
+
+
+def _where(request: Request) -> dict[str, str]:
+    return {"where": _locate(request).get("Name") or ""}
 
 
 def _schedd(request: Request) -> htcondor2.Schedd:
@@ -165,9 +178,14 @@ def _find(request: Request) -> dict[str, Any]:
     ours = f"FermigridBatch =?= {classad2.quote(request['batch'])}"
     ads = schedd.query(ours, ["ClusterId"], opts=htcondor2.QueryOpt.IncludeClusterAd)
     if not ads:
-        ads = schedd.history(ours, ["ClusterId"], 1, since=f"EnteredCurrentStatus < {int(request['since'])}")
+        ads = schedd.history(ours, ["ClusterId"], 1, since=_before(request))
     clusters = [int(ad["ClusterId"]) for ad in ads]
     return {"where": place.get("Name") or "", "cluster": min(clusters, default=None)}
+
+
+def _before(request: Request) -> str:
+    """Where to stop when history is read backwards."""
+    return f"EnteredCurrentStatus < {int(request['since'])}"
 
 
 # --- look and act ------------------------------------------------------------------------------------------
@@ -178,7 +196,7 @@ def _look(request: Request) -> dict[str, Any]:
     schedd, ours = _schedd(request), f"ClusterId == {int(request['cluster'])}"
     attributes = [*_STATE, *_HOLD, *_END, *_FACTORY]
     ads = schedd.query(ours, attributes, opts=htcondor2.QueryOpt.IncludeClusterAd)
-    left = schedd.history(ours, attributes, int(request["jobs"]), since=f"EnteredCurrentStatus < {int(request['since'])}")
+    left = schedd.history(ours, attributes, int(request["jobs"]), since=_before(request))
     queue = [ad for ad in ads if "ProcId" in ad]
     factory = next((ad for ad in ads if "ProcId" not in ad), None)
     return {
@@ -189,21 +207,29 @@ def _look(request: Request) -> dict[str, Any]:
 
 
 def _act(request: Request) -> dict[str, Any]:
-    """Remove, hold or release a cluster or some of its jobs; how many of the named jobs the queue does not have."""
-    schedd, cluster = _schedd(request), int(request["cluster"])
+    """Remove, hold or release a cluster or some of its jobs; how many of the named jobs a factory has yet to make."""
+    schedd, cluster, indices = _schedd(request), int(request["cluster"]), request["indices"]
     action = htcondor2.JobAction[request["action"]]
-    absent = denied = 0
-    for job_spec in _job_specs(cluster, request["indices"]):
+    denied = 0
+    for job_spec in _job_specs(cluster, indices):
         try:
             result = schedd.act(action, job_spec, (request["reason"], 0))
         except htcondor2.HTCondorException as error:
-            kind = "refused" if _answers(schedd) else "unavailable"
-            raise Fault(kind, f"{error} (may this user change jobs there?)" if kind == "refused" else str(error)) from error
-        absent += int(result["TotalNotFound"])
+            if _answers(schedd):
+                raise Fault("refused", f"{error} May this user change jobs there?") from error
+            raise
         denied += int(result["TotalPermissionDenied"])
     if denied:
-        raise Fault("refused", f"the schedd says that {denied} of the jobs belong to somebody else")
-    return {"absent": absent}
+        raise Fault("refused", f"{denied} of the jobs belong to somebody else")
+    return {"unmade": _count_unmade(schedd, cluster, indices) if indices else 0}
+
+
+def _count_unmade(schedd: htcondor2.Schedd, cluster: int, indices: Sequence[int]) -> int:
+    """A late-materialized job that is not in the queue yet cannot be named to the schedd."""
+    ours = f"ClusterId == {cluster} && ProcId =?= undefined"
+    ads = schedd.query(ours, ["JobMaterializeNextProcId"], opts=htcondor2.QueryOpt.IncludeClusterAd)
+    made = next((int(ad["JobMaterializeNextProcId"]) for ad in ads if "JobMaterializeNextProcId" in ad), None)
+    return 0 if made is None else sum(index >= made for index in indices)
 
 
 def _job_specs(cluster: int, indices: Sequence[int] | None) -> Iterable[str | list[str]]:
@@ -300,7 +326,10 @@ def _open(ad: classad2.ClassAd) -> classad2.ClassAd:
 
 def _takes(slot: classad2.ClassAd, job: classad2.ClassAd) -> bool:
     """Whether the slot's own word is not a clear no; with part of its attributes it may be undefined."""
-    return "Requirements" not in slot or slot.lookup("Requirements").eval(slot, job) is not False
+    if "Requirements" not in slot:
+        return True
+    word: object = slot.lookup("Requirements").eval(slot, job)
+    return word is not False
 
 
 def _fits(job: classad2.ClassAd, slot: classad2.ClassAd) -> bool:
@@ -309,7 +338,9 @@ def _fits(job: classad2.ClassAd, slot: classad2.ClassAd) -> bool:
 
 def _has(job: classad2.ClassAd, slot: classad2.ClassAd, resource: str) -> bool:
     wanted, there = job.eval(f"Request{resource}"), slot.get(resource)
-    return not isinstance(wanted, int | float) or not isinstance(there, int | float) or there >= wanted
+    if not isinstance(wanted, int | float) or not isinstance(there, int | float):
+        return True
+    return bool(there >= wanted)
 
 
 def _idle(slot: classad2.ClassAd) -> bool:
@@ -340,7 +371,7 @@ def _value(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-_VERBS = {"submit": _submit, "find": _find, "look": _look, "act": _act, "explain": _explain}
+_VERBS = {"where": _where, "submit": _submit, "find": _find, "look": _look, "act": _act, "explain": _explain}
 
 if __name__ == "__main__":
     main()

@@ -54,7 +54,7 @@ def read_submit_error(words: str, answers: bool) -> Fault:
         if limit := re.search(r"Schedd says (-\d+)", words):
             return Fault("refused", _LIMITS.get(limit[1], words))
         if "(late materialization)" in words and answers:
-            return Fault("refused", f"{words.rstrip(', ')}: the schedd may not allow it (SCHEDD_ALLOW_LATE_MATERIALIZE)")
+            words = f"{words.rstrip(', ')}: the schedd may not allow it (SCHEDD_ALLOW_LATE_MATERIALIZE)"
         return Fault("refused" if answers else "unavailable", words)
     if re.search(r"commit.*SCHEDD:\d+:.*\S", words):
         return Fault("refused", words)
@@ -80,7 +80,7 @@ class Cure(StrEnum):
 
 @dataclass(frozen=True)
 class Hold:
-    """One of HTCondor's hold codes: its label there, what it means, what a person can do, what fermigrid's policy does."""
+    """One of HTCondor's hold codes: its label there, what it means, what to do, what fermigrid's policy does."""
 
     label: str
     meaning: str
@@ -168,6 +168,17 @@ def removal(reason: str | None) -> str:
     return reason or ""
 
 
+def is_warning(text: str) -> bool:
+    """Whether an event (021) is only a warning: the job goes on."""
+    return text.startswith("Warning from")
+
+
+def jobs_made(lines: Sequence[str], jobs: int) -> int:
+    """How many jobs of a batch a factory had made when it was removed (036); all, where it does not say."""
+    found = next((found for line in lines if (found := re.search(r"Materialized (\d+) jobs", line))), None)
+    return int(found[1]) if found else jobs
+
+
 # --- requirements ------------------------------------------------------------------------------------------
 
 
@@ -231,10 +242,8 @@ def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator
     if status == 5:
         yield from explain_hold(job.get("HoldReasonCode"), job.get("HoldReasonSubCode"), str(job.get("HoldReason", "")))
         if factory and factory.get("JobMaterializeLimit") and factory.get("JobsHeld"):
-            yield (
-                f"{factory['JobsHeld']} held jobs of the batch take part of the {factory['JobMaterializeLimit']} places "
-                "that it may have in the queue"
-            )
+            held, limit = factory["JobsHeld"], factory["JobMaterializeLimit"]
+            yield f"{held} held jobs of the batch take part of the {limit} places that it may have in the queue"
     elif status in (2, 6):
         doing = "waits for file transfer" if job.get("TransferQueued") else "brings its inputs"
         what = doing if job.get("TransferringInput") else "brings its outputs back" if status == 6 else "runs"
@@ -246,10 +255,10 @@ def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator
 
 
 def _explain_unmaterialized(factory: Facts, index: int) -> Iterator[str]:
-    made = int(factory.get("JobMaterializeNextProcId", 0))
+    made, total = factory.get("JobMaterializeNextProcId", 0), factory.get("TotalSubmitProcs", "?")
     yield (
-        f"the schedd has not made it yet: it has made {made} of the batch's {factory.get('TotalSubmitProcs', '?')} jobs "
-        f"(late materialization), and this is number {index + 1}"
+        f"the schedd has not made it yet: it has made {made} of the batch's {total} jobs (late materialization), "
+        f"and this is number {index + 1}"
     )
     if factory.get("JobMaterializePaused"):
         reason = str(factory.get("JobMaterializePauseReason", "")) or "no reason given"
@@ -309,7 +318,7 @@ def _explain_impossible(match: Facts, job: Facts) -> Iterator[str]:
     """Which wish no slot fulfils, resources first; where each is fulfilled somewhere, all are listed."""
     slots = match["slots"]
     yield f"none of the {slots} slots of the pool can ever run it:"
-    counts = [(_wish("cpus", job), match["cpus"]), (_wish("memory", job), match["memory"]), (_wish("disk", job), match["disk"])]
+    counts = [(_wish(resource, job), match[resource]) for resource in ("cpus", "memory", "disk")]
     counts += [(_clause(one["text"]), one["slots"]) for one in match["clauses"] if not _is_resource(one["text"])]
     none = [(wish, count) for wish, count in counts if count == 0]
     for wish, count in none or [(wish, count) for wish, count in counts if count < slots]:

@@ -8,6 +8,7 @@
 #
 # Conventions: functions that find something out leave it in a global variable named in their comment, because every $( )
 # is a fork. `_finish CODE WORDS` is the only way out; the EXIT trap cleans and reports. Data of a person is never evaluated.
+# shellcheck disable=SC2016  # the launcher's text has dollars of its own
 set -Eeuo pipefail
 export LC_ALL=C                             # bytes are bytes, and tools speak the language that is matched below
 unset LD_LIBRARY_PATH LD_PRELOAD BASH_ENV ENV CDPATH
@@ -16,14 +17,14 @@ export PATH=$host_path:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/s
 shopt -u patsub_replacement 2> /dev/null || :   # bash 5.2: & in a replacement is a plain character
 
 readonly BAD_JOB=80 NO_RUNTIME=81 NO_IMAGE=82 IMAGE_DAMAGED=83 NO_BIND=84 NO_SECRET=85 STAGE_IN=86 NO_OUTPUT=87 \
-    STAGE_OUT=88 SCRATCH_FULL=89 CVMFS_BROKEN=91 INTERNAL=99
+    STAGE_OUT=88 SCRATCH_FULL=89 EXPIRED=90 CVMFS_BROKEN=91 INTERNAL=99
 readonly TAME='^[A-Za-z0-9][A-Za-z0-9._-]*$' VARIABLE='^[A-Za-z_][A-Za-z0-9_]*$' HEX64='^[0-9a-f]{64}$'
 readonly KEY='^[a-z][a-z0-9_.]*$' NUMBER='^[0-9]{1,18}$'
 readonly MARKER_FILE=/etc/fermigrid-image
 readonly FREE_KB=1024                       # less free space than this is "full"
 readonly SUMMARY_KEYS=64 SUMMARY_BYTES=256 MESSAGE_BYTES=2000
 
-# ---------------------------------------------------------------------------------------------------------------- what is known
+# ==== what is known
 job='' shard_file='' row_number='' batch=''          # the arguments
 side=run                                             # run; inside: started again in the container by order wrapper-inside
 declare -A set_of=()                                 # job.env: the keys that come once
@@ -39,16 +40,16 @@ scratch='' work='' control='' view='' secret_view=''   # folders; `view`: work a
 attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
 declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stage_out]=0)
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null version_fd=''
-image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 image_private='' cache_dir='' cache_fd='' lock_fd='' lock_dir=''
+image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_dir=''
 secret_dir='' guard_fd=''
-started_payload=false payload_exit=null payload_signal=null signals=() pending=()
+inner_runs='' started_payload=false payload_exit=null payload_signal=null signals=() pending=()
 exit_code='' message='' finishing='' critical='' deferred='' interrupted=''
 payload_group='' child='' killer='' parts=()
-json='' json_tried='' json_inputs='' json_outputs='' json_image='' json_runtime='' json_binds=''
+json='' members='' json_tried='' json_inputs='' json_outputs='' json_image='' json_binds='' json_report=''
 summary_keys=() summary_values=()
 answer=()
 
-# ---------------------------------------------------------------------------------------------------------------- time and words
+# ==== time and words
 _now() {  # -> now_ms, milliseconds
     local t
     if [ -n "${EPOCHREALTIME:-}" ]; then
@@ -92,7 +93,7 @@ _phase() {  # NAME: the time until now belongs to the phase before
 
 _get() { printf -v "$1" '%s' "${set_of[$2]:-${3:-}}"; }  # VARIABLE KEY [DEFAULT]
 
-# ---------------------------------------------------------------------------------------------------------------- ways out
+# ==== ways out
 _finish() {  # CODE WORDS...
     exit_code=$1
     shift
@@ -147,7 +148,7 @@ _forward() {  # pending signals to the payload's process group; those that end a
         kill "-$name" -- "-$payload_group" 2> /dev/null || :
         if [ -z "$killer" ] && [[ $name == TERM || $name == INT || $name == QUIT || $name == HUP ]]; then
             _get grace grace 10
-            [ "$side" = inside ] || [ "$container" = none ] || grace=$((grace + 2))   # the inner worker is done before the outer loses patience
+            [ -z "$inner_runs" ] || grace=$((grace + 2))      # the inner worker is done before the outer loses patience
             _kill_later "$grace" "$payload_group"
         fi
     done
@@ -163,7 +164,7 @@ _ending_signal() {  # -> true, and `ending` its number, when a signal has come t
     [ -n "$ending" ]
 }
 
-# ---------------------------------------------------------------------------------------------------------------- children
+# ==== children
 # Job control gives each child its own process group, in which INT and QUIT are not ignored, and that can be killed whole.
 
 _await() {  # PID -> its status, however often signals interrupt the wait
@@ -206,29 +207,24 @@ _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took 
 _sleep() { _run 0 sleep "$1" || :; }
 
 # Asks something that may never be answered, such as the state of a mount, in a child that is left behind when even
-# KILL does not end it. -> answer: the lines of its stdout; false when it did not end in time.
+# KILL does not end it. -> answer: the lines of its stdout; false when none came for SECONDS.
 _ask() {  # SECONDS COMMAND... (0: no limit)
-    local limit=$1 fd pid line='' ended='' left deadline
+    local limit=() fd pid='' line=''
+    [ "$1" = 0 ] || limit=(-t "$1")
     shift
     answer=()
-    exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null; printf '%s\n' "$BASHPID"; "$@"; printf 'ended %s\n' "$?")
-    read -r -u "$fd" pid
-    _now
-    deadline=$((now_ms + limit * 1000))
-    while [ -z "$ended" ]; do
-        _now
-        left=$((deadline - now_ms))
-        if [ "$limit" = 0 ]; then
-            IFS= read -r -u "$fd" line || break
-        else
-            [ "$left" -gt 0 ] || break
-            _seconds "$left"
-            IFS= read -r -t "$seconds" -u "$fd" line || break
+    exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null; printf '%s\n' "$BASHPID"; "$@"; printf 'ended\n')
+    while :; do
+        interrupted=''
+        if IFS= read -r ${limit[@]+"${limit[@]}"} -u "$fd" line; then
+            if [ -z "$pid" ]; then pid=$line; elif [ "$line" = ended ]; then break; else answer+=("$line"); fi
+        elif [ -z "$interrupted" ]; then
+            exec {fd}<&-
+            kill -KILL "$pid" 2> /dev/null || :
+            return 1
         fi
-        if [[ $line == 'ended '* ]]; then ended=yes; else answer+=("$line"); fi
     done
     exec {fd}<&-
-    [ -n "$ended" ] || { kill -KILL "$pid" 2> /dev/null || :; return 1; }
 }
 
 _sha256() {  # FILE... -> answer: their digests in order, empty for one that cannot be read
@@ -249,7 +245,7 @@ _size() {  # FILE -> size; empty when there is none
     size=$(stat -L -c %s -- "$1" 2> /dev/null) || size=''
 }
 
-# ---------------------------------------------------------------------------------------------------------------- job.env and the row
+# ==== job.env and the row
 _bad() { _finish "$BAD_JOB" "bad job description: $*"; }
 
 _need() { [[ $2 =~ $1 ]] || _bad "$3: '$2'"; }  # PATTERN VALUE WHAT
@@ -357,17 +353,17 @@ _parse_row() {  # FILE NUMBER
 }
 
 _check_digests() {  # the shard's name carries its digest; the bundle's is in job.env
-    local want=() files=("$shard_file")
+    local digests=() files=("$shard_file")
     [[ $shard_file =~ -([0-9a-f]{32})\.rows$ ]] || _bad "the name of $shard_file carries no digest"
-    want=("${BASH_REMATCH[1]}")
+    digests=("${BASH_REMATCH[1]}")
     [ -r "$shard_file" ] || _bad "there is no $shard_file in $PWD"
     if [ -n "${set_of[code]:-}" ]; then
         [ -r "${set_of[code]}" ] || _bad "there is no ${set_of[code]} in $PWD"
-        files+=("${set_of[code]}") want+=("${set_of[code.sha256]}")
+        files+=("${set_of[code]}") digests+=("${set_of[code.sha256]}")
     fi
     _sha256 "${files[@]}"
-    [ "${answer[0]:0:32}" = "${want[0]}" ] || _bad "$shard_file is damaged: its sha256 is ${answer[0]}"
-    [ ${#files[@]} = 1 ] || [ "${answer[1]}" = "${want[1]}" ] || _bad "${set_of[code]} is damaged: its sha256 is ${answer[1]}"
+    [ "${answer[0]:0:32}" = "${digests[0]}" ] || _bad "$shard_file is damaged: its sha256 is ${answer[0]}"
+    [ ${#files[@]} = 1 ] || [ "${answer[1]}" = "${digests[1]}" ] || _bad "${set_of[code]} is damaged: its sha256 is ${answer[1]}"
 }
 
 _find_start() {  # which start of the job this is, and the attempt's name
@@ -375,14 +371,14 @@ _find_start() {  # which start of the job this is, and the attempt's name
     start=${FERMIGRID_START:-}
     if [ -z "$start" ] && [ -r .job.ad ]; then
         IFS= read -r -d '' ad < .job.ad || :
-        [[ $'\n'$ad =~ $'\n'NumShadowStarts\ =\ ([0-9]+) ]] && start=${BASH_REMATCH[1]}
+        ad=${ad##*NumShadowStarts = } start=${ad%%[!0-9]*}
     fi
     [[ $start =~ ^[1-9][0-9]{0,8}$ ]] || start=1
     read -r uuid < /proc/sys/kernel/random/uuid
     attempt=g${set_of[generation]:-0}.s$start.${uuid:0:8}
 }
 
-# ---------------------------------------------------------------------------------------------------------------- where am I
+# ==== where am I
 _find_where() {  # -> where: image, other (another image) or host
     local found='' inside=${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-}}
     [ ! -r "$MARKER_FILE" ] || IFS= read -r found < "$MARKER_FILE" || :
@@ -397,10 +393,13 @@ _find_where() {  # -> where: image, other (another image) or host
     fi
 }
 
-_find_userns() {  # -> userns: this process is in a user namespace that maps few users
-    local first='' count=''
-    read -r first _ count < /proc/self/uid_map || :
-    [ "$first $count" = "0 4294967295" ] && userns=false || userns=true
+_find_userns() {  # [MAP] -> userns: whether there is a user namespace that maps few users
+    local map=${1:-} first='' count=''
+    if [ -z "$map" ]; then
+        read -r first _ count < /proc/self/uid_map || :
+        map="$first $count"
+    fi
+    if [ "$map" = "0 4294967295" ]; then userns=false; else userns=true; fi
 }
 
 _use_this_container() {  # the site has started the right image
@@ -455,7 +454,7 @@ _find_runtime() {  # -> runtime, and its version on version_fd
     return 1
 }
 
-# ---------------------------------------------------------------------------------------------------------------- the image ladder
+# ==== the image ladder
 _climb_ladder() {  # -> image, a folder or file that the runtime can start; 82, 83, 91
     local began damaged=0 others=0 broken='' result rung_began
     _now
@@ -474,14 +473,14 @@ _climb_ladder() {  # -> image, a folder or file that the runtime can start; 82, 
 }
 
 _tried() {  # RUNG SOURCE RESULT [damaged]; the result of one try, since rung_began
-    local fragment
     result=$3
     _now
     _seconds $((now_ms - rung_began))
-    _json "$1"; fragment="{\"rung\": $json"
-    _json "$2"; fragment+=", \"source\": $json"
-    _json "$3"; fragment+=", \"result\": $json, \"seconds\": $seconds}"
-    json_tried+=${json_tried:+, }$fragment
+    _text rung "$1"
+    _text source "$2"
+    _text result "$3"
+    _raw seconds "$seconds"
+    json_tried+="${json_tried:+, }{$members}" members=''
     if [ "${4:-}" = damaged ]; then damaged=$((damaged + 1)); elif [ "$3" != ok ] && [ "$3" != absent ]; then others=$((others + 1)); fi
     [ "$3" = ok ] || _log "image: $1: $2: $3"
     rung_began=$now_ms
@@ -538,10 +537,10 @@ _probe_image() {  # PATH MARKER; runs in a child that may hang -> two lines: ok|
 }
 
 _sif_is_whole() {  # FILE -> sif_problem. A SIF has a 32-byte launch line, its magic word, and at 112 and 120 where its data lies
-    local launch='' magic='' offset='' length='' size
+    local magic='' offset='' length='' size
     _size "$1"
     sif_problem="no SIF file"
-    { IFS= read -r launch; IFS= read -r -n 9 magic; } < "$1" 2> /dev/null || :
+    { IFS= read -r _; IFS= read -r -n 9 magic; } 2> /dev/null < "$1" || :
     [ "$magic" = SIF_MAGIC ] || return 1
     read -r offset length < <(od -A n -t d8 -j 112 -N 16 -- "$1") || :
     sif_problem="truncated: ${size:-0} bytes"
@@ -563,7 +562,7 @@ _open_cache() {  # -> cache_dir, private to this user; empty when there is none
 }
 
 _make_cache() {  # FOLDER; runs in a child that may hang
-    mkdir -p -m 700 -- "$1" 2>&1 | head -n 1
+    ( umask 022; mkdir -p -- "${1%/*}"; mkdir -m 700 -- "$1" ) > /dev/null 2>&1 || :
     if [ -L "$1" ] || [ ! -O "$1" ]; then printf 'it is not a folder of this user\n'; return; fi
     [ "$(stat -c %a -- "$1")" = 700 ] || chmod 700 -- "$1"
     if [ -w "$1" ]; then printf 'ok\n'; else printf 'it is not writable\n'; fi
@@ -577,7 +576,7 @@ _rung_cache() {
     file=$cache_dir/${set_of[image.sha256]}.sif
     if [ ! -e "$file" ] || ! _hold "$file"; then _tried cache "$file" absent; return 1; fi
     stamp=''
-    read -r stamp < "$file.stamp" 2> /dev/null || :
+    read -r stamp 2> /dev/null < "$file.stamp" || :
     now=$(stat -L -c '%s %Y' -- "$file" 2> /dev/null) || :
     if [ "$stamp" != "$now" ]; then
         _log "the cached image does not fit its stamp: its digest is taken again"
@@ -634,7 +633,7 @@ _make_room() {  # BYTES: evicts images, least recently used first, never one in 
     while :; do
         total=0 oldest=''
         for name in "$cache_dir"/*.sif "$cache_dir"/*.part; do
-            [ -e "$name" ] && [ "$name" != "$cache_dir/${set_of[image.sha256]}.part" ] || continue
+            [ "$name" != "$cache_dir/${set_of[image.sha256]}.part" ] || continue
             bytes=$(stat -c %s -- "$name" 2> /dev/null) || continue
             total=$((total + bytes))
             [ -z "${held[$name]:-}" ] || continue
@@ -673,7 +672,7 @@ _rung_http() {
     if [ -n "$cache_dir" ]; then
         if ! _lock_cache "$limit"; then
             _log "node cache: no lock within $limit s; the image is fetched for this job alone"
-        elif _rung_cache; then
+        elif [ -e "$cache_dir/$sha.sif" ] && _rung_cache; then
             _unlock_cache                   # another job has fetched it meanwhile
             return 0
         elif _make_room "${set_of[image.size]:-0}"; then
@@ -682,7 +681,7 @@ _rung_http() {
             _log "node cache: no room within its limit; the image is fetched for this job alone"
         fi
     fi
-    [ "$folder" = "$cache_dir" ] || { _unlock_cache; image_private=$folder; mkdir -p -- "$folder"; }
+    [ "$folder" = "$cache_dir" ] || { _unlock_cache; mkdir -p -- "$folder"; }
     file=$folder/$sha
     for url in "${image_urls[@]}"; do
         if _fetch "$url" "$file.part" "$deadline" && _check_download "$file.part" && _publish "$file"; then
@@ -698,7 +697,7 @@ _rung_http() {
 }
 
 _check_download() {  # FILE -> fetch_result, fetch_damage; a wrong file is removed
-    local size want=${set_of[image.size]:-}
+    local want=${set_of[image.size]:-}
     _size "$1"
     image_bytes=${size:-0}
     fetch_damage=damaged
@@ -734,7 +733,7 @@ _fetch() {  # URL PART DEADLINE_MS
         [ "$status" != 0 ] || return 0
         case $status:$code in
             33:* | *:416) rm -f -- "$part" "$part.head" ;;     # it cannot be resumed: from the start
-            23:* | 3:) fetch_result="cannot be written"; return 1 ;;
+            23:*) fetch_result="cannot be written"; return 1 ;;
             137:*) fetch_result=timeout; return 1 ;;
             *:429 | *:5??) fetch_result=$code; [ -z "$retry_after" ] || wait=$retry_after ;;
             *:4??) fetch_result=$code; return 1 ;;
@@ -751,7 +750,7 @@ _fetch() {  # URL PART DEADLINE_MS
 
 _curl() {  # URL PART SECONDS
     local resume=() proxy=() before='' etag=''
-    read -r before < "$2.url" 2> /dev/null || :
+    read -r before 2> /dev/null < "$2.url" || :
     _read_head "$2.head"
     if [ -s "$2" ] && [ "$before" = "$1" ] && [[ $etag == \"*\" ]]; then
         resume=(-C - -H "If-Range: $etag")
@@ -791,24 +790,23 @@ _read_head() {  # FILE of response headers -> code, etag, retry_after: those of 
 
 # --- rung 4: a registry, through the runtime
 _rung_registry() {
-    local reference=${set_of[image.registry]:-} limit file=$scratch/.image/pulled.sif status=0
+    local reference=${set_of[image.registry]:-} limit file=$scratch/.image/pulled.sif status=0 size
     [ -n "$reference" ] || return 1
     _get limit limit.http 1800
     _now
-    rung_began=$now_ms image_private=$scratch/.image
+    rung_began=$now_ms
     mkdir -p -- "$scratch/.image"
     _runtime_environment
     [ -z "${set_of[http_proxy]:-}" ] || runtime_env+=("http_proxy=${set_of[http_proxy]}" "https_proxy=${set_of[http_proxy]}")
     _run "$limit" env -i "${runtime_env[@]}" "$runtime" -q pull "$file" "$reference" >&2 || status=$?
     if [ "$status" != 0 ]; then _tried registry "$reference" "failed ($status)"; return 1; fi
     if ! _sif_is_whole "$file"; then _tried registry "$reference" "damaged: $sif_problem" damaged; return 1; fi
-    local size
     _size "$file"
     image_bytes=$size
     _served registry "$reference" "$file"
 }
 
-# ---------------------------------------------------------------------------------------------------------------- binds and software
+# ==== binds and software
 _wake() {  # PATH...; runs in a child that may hang: asking for what is inside wakes an automount -> a line for each
     local path
     for path in "$@"; do
@@ -821,7 +819,7 @@ _wake_all() {  # PATH... -> woken: there, missing or hanging, for each
     woken=()
     _get limit limit.path 30
     while [ $# -gt 0 ]; do
-        _ask $((limit * $#)) _wake "$@" || answer+=(hanging)
+        _ask "$limit" _wake "$@" || answer+=(hanging)
         woken+=("${answer[@]}")
         shift ${#answer[@]}
     done
@@ -885,15 +883,14 @@ _find_software() {  # TO FROM; runs in a child that may hang
     if [ ${#entries[@]} -gt 0 ]; then printf '%s\n' "$1"; elif [ -e "$2" ]; then printf '%s\n' "$2"; fi
 }
 
-# ---------------------------------------------------------------------------------------------------------------- secrets
+# ==== secrets
 _stage_secrets() {  # copies for this job alone, in memory where there is such a place; a guard removes them if the worker is killed
     local i base uuid
     [ ${#secret[@]} -gt 0 ] || return 0
     _phase secrets
     read -r uuid < /proc/sys/kernel/random/uuid
     for base in /dev/shm "${XDG_RUNTIME_DIR:-}" "$scratch"; do
-        [ -n "$base" ] && [ -d "$base" ] && [ -w "$base" ] || continue
-        mkdir -m 700 -- "$base/fermigrid.$uuid" 2> /dev/null || continue
+        if [ -z "$base" ] || [ ! -w "$base" ] || ! mkdir -m 700 -- "$base/fermigrid.$uuid" 2> /dev/null; then continue; fi
         secret_dir=$base/fermigrid.$uuid
         break
     done
@@ -901,6 +898,14 @@ _stage_secrets() {  # copies for this job alone, in memory where there is such a
     secret_view=$secret_dir
     _guard_secrets
     for i in "${!secret[@]}"; do _copy_secret "${secret[i]}" "${secret_from[i]}"; done
+    for i in "${!secret_point[@]}"; do _check_proxy "$i"; done
+}
+
+_check_proxy() {  # INDEX of a secret.point: an X.509 proxy that has ended, where openssl can tell
+    [ "${secret_point[$1]%%=*}" = X509_USER_PROXY ] && command -v openssl > /dev/null || return 0
+    local file=$secret_dir/${secret[${secret_point_of[$1]}]}/${secret_point[$1]#*=}
+    _ask 30 _copied openssl x509 -noout -checkend 0 -in "$file"
+    [ "${answer[0]:-}" = yes ] || _finish "$EXPIRED" "the X.509 proxy of secret ${secret[${secret_point_of[$1]}]} has expired, or is none"
 }
 
 _guard_secrets() {  # its stdin ends when the worker does, whatever ended it
@@ -932,7 +937,7 @@ _remove_secrets() {
     guard_fd=''
 }
 
-# ---------------------------------------------------------------------------------------------------------------- stage-in
+# ==== stage-in
 _unpack_bundle() {
     [ -n "${set_of[code]:-}" ] || return 0
     _run 0 tar -xzf "$scratch/${set_of[code]}" -C "$work" --no-same-owner >&2 ||
@@ -940,17 +945,17 @@ _unpack_bundle() {
 }
 
 _stage_in() {
-    local i k done
+    local i k staged problems
     [ ${#in_name[@]} = 0 ] || _phase stage_in
     for i in "${!in_name[@]}"; do
-        done='' problems=''
+        staged='' problems=''
         for k in "${!in_source[@]}"; do
             [ "${in_source_of[k]}" = "$i" ] || continue
-            if _stage_input "$i" "${in_source[k]}"; then done=yes; break; fi
+            if _stage_input "$i" "${in_source[k]}"; then staged=yes; break; fi
             _log "stage-in: ${in_name[i]} from ${in_source[k]}: $in_problem"
             problems+="${problems:+; }${in_source[k]}: $in_problem"
         done
-        [ -n "$done" ] || _finish_or_full "$STAGE_IN" "input ${in_name[i]}: ${problems:-it has no source}"
+        [ -n "$staged" ] || _finish_or_full "$STAGE_IN" "input ${in_name[i]}: ${problems:-it has no source}"
     done
 }
 
@@ -960,15 +965,20 @@ _stage_input() {  # INDEX SOURCE -> in_problem
     began=$now_ms
     [[ ${in_name[$1]} != */* ]] || mkdir -p -- "${to%/*}"
     rm -f -- "$to.part"
-    _bring "$2" "$to.part" && _check_input "$1" "$to.part" || { rm -f -- "$to.part" "$to.part.head" "$to.part.url"; return 1; }
+    if ! _bring "$2" "$to.part" || ! _check_input "$1" "$to.part"; then
+        rm -f -- "$to.part" "$to.part.head" "$to.part.url"
+        return 1
+    fi
     rm -f -- "$to.part.head" "$to.part.url"
     if ! mv -f -- "$to.part" "$to"; then in_problem="cannot be written"; return 1; fi
     _now
     _seconds $((now_ms - began))
-    local fragment
-    _json "${in_name[$1]}"; fragment="{\"name\": $json"
-    _json "$2"; fragment+=", \"source\": $json, \"bytes\": $size, \"sha256\": \"${answer[0]}\", \"seconds\": $seconds}"
-    json_inputs+=${json_inputs:+, }$fragment
+    _text name "${in_name[$1]}"
+    _text source "$2"
+    _raw bytes "$size"
+    _text sha256 "${answer[0]}"
+    _raw seconds "$seconds"
+    json_inputs+="${json_inputs:+, }{$members}" members=''
 }
 
 _bring() {  # SOURCE FILE -> in_problem
@@ -998,7 +1008,7 @@ _bring() {  # SOURCE FILE -> in_problem
 _xrdcp() {  # URL FILE; runs in a child. A dead server must not hold the job for ten minutes
     local i assignment
     export XRD_CONNECTIONWINDOW=30 XRD_CONNECTIONRETRY=2 XRD_REQUESTTIMEOUT=120 XRD_STREAMTIMEOUT=60 XRD_TIMEOUTRESOLUTION=5
-    for assignment in ${secret_set[@]+"${secret_set[@]}"}; do export "$assignment"; done
+    for assignment in ${secret_set[@]+"${secret_set[@]}"}; do export "${assignment%%=*}=${assignment#*=}"; done
     for i in "${!secret_point[@]}"; do
         export "${secret_point[i]%%=*}=$secret_dir/${secret[${secret_point_of[i]}]}/${secret_point[i]#*=}"
     done
@@ -1038,7 +1048,7 @@ print("%08x" % (a & 0xffffffff))'
     [[ $adler =~ ^[0-9a-f]{1,8}$ ]] || adler=''
 }
 
-# ---------------------------------------------------------------------------------------------------------------- the payload
+# ==== the payload
 declare -A env_index=()
 env_names=() env_values=()
 runtime_env=()
@@ -1085,7 +1095,7 @@ _write_launcher() {  # COMMAND...
     local quoted i
     {
         _quote "$view"
-        printf 'cd %s || exit 126\nsay() { echo "$*" > .fermigrid/started; }\n' "$quoted"
+        printf 'cd %s || exit 126\nsay() { echo "$*" > .fermigrid/started.%s; }\n' "$quoted" "$side"
         [ "$container" = none ] || [ "$side" = inside ] || _write_proofs
         printf 'read -r first _ count < /proc/self/uid_map || :\nsay "ok $first $count" || exit 126\n'
         if [ "$container" = none ]; then
@@ -1134,12 +1144,14 @@ _runtime_environment() {  # nothing of the host but what a runtime needs: no bin
     [ -z "${XDG_RUNTIME_DIR:-}" ] || runtime_env+=("XDG_RUNTIME_DIR=$XDG_RUNTIME_DIR")
 }
 
+_starts_container() { [ "$side" = run ] && [[ $container == worker || $container == nested ]]; }
+
 _container_command() {  # -> command, up to the image
     local i to
     _runtime_environment
     command=(env -i "${runtime_env[@]}" "$runtime" -q exec --cleanenv --contain --no-home --pwd "$view"
         --workdir "$scratch/.session" --bind "$work:$view")
-    if [ "$view" != "$work" ] && [ "${set_of[order]:-}" = wrapper-inside ]; then
+    if [ -n "$inner_runs" ]; then
         command+=(--bind "$scratch:$view/.fermigrid/scratch")
         _bind_output_root
     fi
@@ -1162,17 +1174,16 @@ _bind_output_root() {  # order wrapper-inside publishes from inside the containe
     command+=(--bind "$root:$root:rw")
 }
 
-_try_image() {  # starts the image once with nothing in it; words: what the runtime said
-    local limit=60 status=0
+_try_image() {  # starts the image once with nothing in it -> words, what the runtime said when it did not
+    local last
     _runtime_environment
-    if _ask "$limit" _trial; then
-        words=${answer[*]: -3}
-        status=${answer[${#answer[@]} - 1]}
-        words=${words% *}
-        [ "$status" != 0 ] || return 0
-    else
-        words="no answer within $limit s"
-    fi
+    words="no answer within 60 s"
+    _ask 60 _trial || return 1
+    last=$((${#answer[@]} - 1))
+    [ "${answer[last]}" != 0 ] || return 0
+    words="status ${answer[last]}"
+    unset "answer[last]"
+    words="${answer[*]-} ($words)"
     return 1
 }
 
@@ -1191,61 +1202,62 @@ _close_inherited() {  # what belongs to the worker alone
 
 _launch() {  # COMMAND... ; runs in a child
     _close_inherited
-    trap - ERR
+    trap - ERR PIPE
     exec "$@"
 }
 
 _launch_bare() {  # in this container, or in a rehearsal: with an empty environment
     _close_inherited
-    trap - ERR
+    trap - ERR PIPE
     exec -c "$BASH" "$control/launch.sh"
 }
 
 _start_payload() {  # COMMAND... -> status
     status=0
-    rm -f -- "$control/started"
+    rm -f -- "$control/started.$side"
     set -m
     "$@" < /dev/null &
     payload_group=$!
     set +m
+    [ "$side" = run ] || printf '%s\n' "$payload_group" > "$control/group" || :
     _forward                                # what came before there was a group
     _await "$payload_group" || status=$?
     _spare
     kill -KILL -- "-$payload_group" 2> /dev/null || :          # what the payload left behind
-    [ "$side" = inside ] || _kill_inner
+    _kill_inner
     payload_group=''
 }
 
 _kill_inner() {  # the inner worker's payload has a group of its own
     local group=''
-    [ -r "$control/group" ] || return 0
+    [ -n "$inner_runs" ] && [ -r "$control/group" ] || return 0
     read -r group < "$control/group" || :
     [[ ! $group =~ $NUMBER ]] || kill -KILL -- "-$group" 2> /dev/null || :
 }
 
 _run_payload() {
-    local status=0 tries=0 said='' command=() started=''
+    local status=0 tries=0 said='' command=()
     _phase payload
     while :; do
         tries=$((tries + 1))
-        if [ "$container" = worker ] || [ "$container" = nested ] && [ "$side" = run ]; then
+        if _starts_container; then
             _container_command
             _start_payload _launch "${command[@]}" "$image" /bin/sh "$view/.fermigrid/launch.sh"
         else
             _start_payload _launch_bare
         fi
-        [ ! -r "$control/started" ] || read -r said < "$control/started" || :
+        [ -z "$inner_runs" ] || _take_inner_report
+        [ ! -r "$control/started.$side" ] || read -r said < "$control/started.$side" || :
         case $said in
             'ok '*) break ;;
             image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
             bind*) _fail_bind "${said#bind }" ;;
         esac
-        if _ending_signal; then _finish $((128 + ending)) "ended by signal before the payload had started"; fi
-        [ "$tries" = 1 ] && _heal_image || _container_failed "$status"
+        if _ending_signal; then _finish $((128 + ending)) "ended by signal ${signals[*]} before the payload had started"; fi
+        if [ "$tries" != 1 ] || ! _heal_image; then _container_failed "$status"; fi
     done
-    [ "${said#ok }" = "0 4294967295" ] && userns=false || userns=true
-    [ "$container" != none ] || userns=null
-    [ "$side" = inside ] || _read_inner "$status"
+    if [ "$container" != none ]; then _find_userns "${said#ok }"; fi
+    [ -z "$inner_runs" ] || _inner_failed "$status"
     started_payload=true payload_exit=$status
     if [ "$status" -gt 128 ] && [ "$status" -le 192 ]; then payload_signal=$((status - 128)); fi
     _judge_payload "$status"
@@ -1288,7 +1300,7 @@ _heal_image() {  # a container that did not start: was the cached image damaged?
 
 _container_failed() {  # STATUS: a failure of the runtime is never charged to the payload
     local words='' code=$NO_IMAGE
-    [ "$container" != none ] && [ "$container" != site ] && [ "$side" = run ] || _finish_or_full "$INTERNAL" "the payload could not be launched (status $1)"
+    _starts_container || _finish_or_full "$INTERNAL" "the payload could not be launched (status $1)"
     if _try_image; then words="the image starts, but not with this job's binds"; fi
     case $words in
         *'image format not recognized'* | *'corrupt'* | *'quashfs'*) code=$IMAGE_DAMAGED ;;
@@ -1298,12 +1310,13 @@ _container_failed() {  # STATUS: a failure of the runtime is never charged to th
     _finish_or_full "$code" "$runtime could not start the container from $image (status $1): $words"
 }
 
-# ---------------------------------------------------------------------------------------------------------------- order wrapper-inside
+# ==== order wrapper-inside
 # The outer worker has done secrets, image and binds. It writes down what it knows and starts itself again in the container;
 # that one does the rest and leaves its report as a file. Only the outer one prints, so that there is a report in every case.
 
 _run_inner() {
-    local name status=0 self=$0
+    local name self=$0
+    inner_runs=yes
     [[ $self == /* ]] || self=$scratch/$self
     cp -- "$self" "$control/worker.sh"
     _collect_runtime
@@ -1318,24 +1331,24 @@ _run_inner() {
         for name in "${!software_path[@]}"; do printf 'software_path.%s=%s\n' "$name" "${software_path[$name]}"; done
     } > "$control/outer" || _finish_or_full "$INTERNAL" "cannot write for the inner worker"
     _write_launcher /bin/bash "$view/.fermigrid/worker.sh" inside
-    _run_payload
-    _finish "$INTERNAL" "the inner worker came to no end"      # _read_inner has ended this
+    _run_payload                            # ends with the inner worker's report, or with _inner_failed
 }
 
-_read_inner() {  # STATUS: takes over the inner worker's report, when there is one
-    [ "${set_of[order]:-}" = wrapper-inside ] && { [ "$container" = worker ] || [ "$container" = nested ]; } || return 0
+_take_inner_report() {
     local code=''
-    if [ -r "$control/report" ]; then
-        { read -r code; IFS= read -r json_report; } < "$control/report" || :
-    fi
-    if [[ $code =~ $NUMBER ]] && [ -n "$json_report" ]; then
-        [ "$code" = 0 ] || message="(inner worker)"
-        exit_code=$code
-        exit "$code"
-    fi
+    [ -r "$control/report" ] || return 0
+    { read -r code && IFS= read -r json_report; } < "$control/report" || json_report=''
+    [[ -n $json_report && $code =~ $NUMBER ]] || return 0
+    exit_code=$code
+    exit "$code"
+}
+
+_inner_failed() {  # STATUS
     json_report=''
     if _ending_signal; then _finish $((128 + ending)) "the container was ended by signal ${signals[*]}"; fi
-    [ "$1" != 126 ] && [ "$1" != 127 ] || _finish "$NO_IMAGE" "the image cannot run the worker (status $1): order wrapper-inside needs bash and coreutils in it"
+    if [ "$1" = 126 ] || [ "$1" = 127 ]; then
+        _finish "$NO_IMAGE" "the image cannot run the worker (status $1): order wrapper-inside needs bash and coreutils in it"
+    fi
     _finish_or_full "$INTERNAL" "the container ended with status $1 and the worker in it left no report"
 }
 
@@ -1350,27 +1363,26 @@ _main_inside() {
             *) printf -v "$key" '%s' "$value" ;;
         esac
     done < .fermigrid/outer
-    work=$view control=$view/.fermigrid scratch=$view/.fermigrid/scratch
+    scratch=$view/.fermigrid/scratch
+    work=$scratch/work control=$scratch/work/.fermigrid secret_dir=$secret_view
     _now
     phase_ms=$now_ms
     trap _on_exit EXIT
     _set_traps
     cd -- "$scratch"
-    work=$scratch/work
-    value=$secret_view
     _parse_settings job.env
     _parse_row "$shard_file" "$row_number"
     for line in "${!software[@]}"; do software_path[line]=${software_to[line]}; done
-    secret_view=$value secret_dir=$value
     _do_job
 }
 
-# ---------------------------------------------------------------------------------------------------------------- stage-out
-out_bytes=() out_sha=() out_file=() out_result=()
+# ==== stage-out
+out_path=() out_bytes=() out_sha=() out_file=() out_part=() out_result=()
 
 _stage_out() {
     local i
     _phase stage_out
+    if _ending_signal; then _finish $((128 + ending)) "ended by signal ${signals[*]} before stage-out"; fi
     [ ${#out_name[@]} -gt 0 ] || return 0
     _check_outputs
     case ${set_of[output.kind]} in
@@ -1382,12 +1394,13 @@ _stage_out() {
 }
 
 _check_outputs() {  # -> out_bytes, out_sha
-    local i path real sizes=() paths=()
+    local i path real home sizes=() paths=()
+    home=$(readlink -f -- "$work")
     for i in "${!out_name[@]}"; do
         path=$work/${out_name[i]}
         if [ -L "$path" ]; then
             real=$(readlink -f -- "$path") || real=''
-            [[ $real == "$work"/* ]] || _finish "$NO_OUTPUT" "output ${out_name[i]} is a link that leads out of the working folder"
+            [[ $real == "$home"/* ]] || _finish "$NO_OUTPUT" "output ${out_name[i]} is a link that leads out of the working folder"
             path=$real
         fi
         [ -e "$path" ] || _finish_or_full "$NO_OUTPUT" "declared output ${out_name[i]} is missing"
@@ -1401,7 +1414,6 @@ _check_outputs() {  # -> out_bytes, out_sha
         out_path[i]=${paths[i]} out_bytes[i]=${sizes[i]} out_sha[i]=${answer[i]} out_result[i]=ours
     done
 }
-out_path=()
 
 _move_outputs() {
     local i
@@ -1413,59 +1425,45 @@ _move_outputs() {
 }
 
 _publish_outputs() {
-    local i root=${set_of[output.root]} folder words
+    local i root=${set_of[output.root]} folder words=''
     for i in "${!out_name[@]}"; do
         out_file[i]=$root/${out_to[i]}
         folder=${out_file[i]%/*}
         out_part[i]=$folder/.${out_to[i]##*/}.$attempt.part
         parts+=("${out_part[i]}")
         mkdir -p -- "$folder" >&2 || _finish "$STAGE_OUT" "folder $folder cannot be made"
-        # dd, because it can wait until the data is on disk and tells when it does not get there
-        words=''
-        _run 0 dd if="${out_path[i]}" of="${out_part[i]}" bs=4M conv=fsync status=none >&2 ||
-            _finish "$STAGE_OUT" "output ${out_name[i]} cannot be written to $folder"
+        # dd, because it can wait until the data is on disk, and tells when it does not get there
+        if ! _run 0 dd if="${out_path[i]}" of="${out_part[i]}" bs=4M conv=fsync 2> "$control/dd"; then
+            read -r words < "$control/dd" || :
+            _finish "$STAGE_OUT" "output ${out_name[i]} cannot be written to $folder: $words"
+        fi
     done
     _sha256 "${out_part[@]}"
     for i in "${!out_name[@]}"; do
         [ "${answer[i]}" = "${out_sha[i]}" ] || _finish "$STAGE_OUT" "output ${out_name[i]} arrived damaged in $root"
     done
-    critical=yes                            # signals wait: half a set of outputs would be the end of the job
-    _link_outputs
-    critical=''
-    [ -z "$words" ] || _finish "$STAGE_OUT" "$words"
-}
-out_part=()
-
-# All or nothing: an attempt whose names are free links them in order; one that meets another's work takes back its own.
-_link_outputs() {  # -> words, empty when good
-    local i waited=0 missing foreign linked=()
-    words=''
-    for i in "${!out_name[@]}"; do
-        if _link "${out_part[i]}" "${out_file[i]}"; then
-            linked+=("$i")
-        elif [ ! -e "${out_file[i]}" ]; then
-            words="output ${out_name[i]} cannot be linked to ${out_file[i]}"
-            break
-        fi
-    done
-    while [ -z "$words" ]; do
-        _compare_outputs
-        [ "$foreign" = 0 ] || _take_back ${linked[@]+"${linked[@]}"}
-        linked=()
-        [ "$foreign" != 0 ] || break
-        _count_missing
-        if [ "$missing" = 0 ]; then
-            _use_earlier
-            break
-        fi
-        # another attempt may be in the middle of this very thing
-        waited=$((waited + 1))
-        [ "$waited" -le "${FERMIGRID_RIVAL_WAIT:-20}" ] || words="some outputs are there from another attempt, with other content, and $missing are not: remove them, or roll back"
-        _sleep 0.5
-    done
-    [ -z "$words" ] || _take_back ${linked[@]+"${linked[@]}"}
+    _link_outputs || _use_earlier
     rm -f -- "${out_part[@]}"
     parts=()
+}
+
+# All or nothing. The names are linked in order, so of two attempts at once one wins the first name and goes on, and the
+# other stops there; an attempt that meets foreign content takes back its own names.
+_link_outputs() {  # false: another attempt's outputs are there
+    local i k linked=() status=0
+    critical=yes                            # signals wait: half a set of outputs would be the end of the job
+    for i in "${!out_name[@]}"; do
+        if _link "${out_part[i]}" "${out_file[i]}"; then linked+=("$i"); continue; fi
+        _sha256 "${out_file[i]}"
+        if [ "${answer[0]}" = "${out_sha[i]}" ]; then out_result[i]=same; continue; fi
+        for k in ${linked[@]+"${linked[@]}"}; do
+            [ ! "${out_file[k]}" -ef "${out_part[k]}" ] || rm -f -- "${out_file[k]}"
+        done
+        status=1
+        break
+    done
+    critical=''
+    return "$status"
 }
 
 _link() {  # PART FINAL; a file system without hard links renames, which is as good when the name is free
@@ -1474,50 +1472,34 @@ _link() {  # PART FINAL; a file system without hard links renames, which is as g
     [ -e "$1" ] && mv -nT -- "$1" "$2" 2> /dev/null && [ ! -e "$1" ] && cp -- "$2" "$1"
 }
 
-_compare_outputs() {  # -> foreign: how many final names hold other content than ours; out_result
-    local i
-    foreign=0
-    _sha256 "${out_file[@]}"
-    for i in "${!out_name[@]}"; do
-        if [ "${answer[i]}" != "${out_sha[i]}" ]; then
-            foreign=$((foreign + 1))
-        elif [ ! "${out_file[i]}" -ef "${out_part[i]}" ]; then
-            out_result[i]=same
+_use_earlier() {  # all outputs are there from another attempt: they are the job's. It may be in the middle of this very thing
+    local i missing='' waited=0 sizes=()
+    while :; do
+        missing=''
+        for i in "${!out_file[@]}"; do [ -e "${out_file[i]}" ] || missing=${out_file[i]}; done
+        [ -n "$missing" ] || break
+        waited=$((waited + 1))
+        if [ "$waited" -gt "${FERMIGRID_RIVAL_WAIT:-20}" ]; then
+            _finish "$STAGE_OUT" "some outputs are there from another attempt, with other content or under names that cannot be" \
+                "linked, and $missing is not: remove them, or roll back"
         fi
+        _sleep 0.5
     done
-}
-
-_take_back() {  # INDEX... of outputs that this attempt has linked
-    local i
-    for i in "$@"; do
-        [ ! "${out_file[i]}" -ef "${out_part[i]}" ] || rm -f -- "${out_file[i]}"
-    done
-}
-
-_count_missing() {  # -> missing
-    local i
-    missing=0
-    for i in "${!out_file[@]}"; do [ -e "${out_file[i]}" ] || missing=$((missing + 1)); done
-}
-
-_use_earlier() {  # an earlier attempt has published everything: its outputs are the job's
-    local i sizes=()
     _sha256 "${out_file[@]}"
     mapfile -t sizes < <(stat -L -c %s -- "${out_file[@]}")
     for i in "${!out_name[@]}"; do
+        [ -n "${answer[i]}" ] || _finish "$STAGE_OUT" "${out_file[i]} is there from another attempt and cannot be read"
         out_bytes[i]=${sizes[i]:-0} out_sha[i]=${answer[i]} out_result[i]=earlier
     done
 }
 
-# ---------------------------------------------------------------------------------------------------------------- the report
-# Valid UTF-8 but for what JSON wants escaped; " \ and control characters are escaped, other bytes become U+FFFD.
-readonly PLAIN=$'[ !#-[]|[]-~]'
+# ==== the report
+# Other bytes than these sequences become U+FFFD: JSON is UTF-8.
 utf8=$'^([\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf][\x80-\xbf]|\xed[\x80-\x9f][\x80-\xbf]'
 utf8+=$'|\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]|\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf])'
-readonly UTF8=$utf8
 
 _json() {  # TEXT -> json, a JSON string with its quotes
-    local rest=$1 out='' run code two='\\' quote='\"'
+    local rest=$1 out='' run code two="\\\\" quote="\\\""
     if [[ $rest != *[!\ -~]* ]]; then
         rest=${rest//\\/$two}
         json="\"${rest//\"/$quote}\""
@@ -1528,7 +1510,7 @@ _json() {  # TEXT -> json, a JSON string with its quotes
         out+=$run
         rest=${rest#"$run"}
         [ -n "$rest" ] || break
-        if [[ ${rest:0:4} =~ $UTF8 ]]; then
+        if [[ ${rest:0:4} =~ $utf8 ]]; then
             out+=${BASH_REMATCH[1]}
             rest=${rest:${#BASH_REMATCH[1]}}
             continue
@@ -1543,11 +1525,15 @@ _json() {  # TEXT -> json, a JSON string with its quotes
     json="\"$out\""
 }
 
+# An object's members are gathered in `members`.
+_raw() { members+="${members:+, }\"$1\": $2"; }  # NAME JSON
+_text() { _json "$2"; _raw "$1" "$json"; }  # NAME TEXT
+
 _read_summary() {  # `key: value` lines of the payload, the last value of a key; bounded, because a payload writes it
-    local line key value i lines=0
+    local line key value i count=0
     [ -n "$control" ] && [ -f "$control/summary" ] && [ ! -L "$control/summary" ] || return 0
-    while IFS= read -r -n 4096 line && [ "$lines" -lt 1000 ]; do
-        lines=$((lines + 1)) key=${line%%:*} value=${line#*:}
+    while { IFS= read -r -n 4096 line || [ -n "$line" ]; } && [ "$count" -lt 1000 ]; do
+        count=$((count + 1)) key=${line%%:*} value=${line#*:}
         [[ $line == *:* && $key =~ ^[A-Za-z][A-Za-z0-9_.-]{0,63}$ ]] || continue
         value=${value#"${value%%[! ]*}"}
         for i in "${!summary_keys[@]}"; do [ "${summary_keys[i]}" != "$key" ] || { summary_values[i]=${value:0:SUMMARY_BYTES}; continue 2; }; done
@@ -1567,77 +1553,102 @@ _collect_runtime() {  # -> runtime_version; asked for when the runtime was found
 
 _describe_image() {
     [ -z "$json_image" ] || return 0
-    local fragment
-    _json "${set_of[image]:-}"; fragment="{\"name\": $json, \"rung\": \"$rung\""
-    _json "$image_source"; fragment+=", \"source\": $json"
-    _json "${set_of[image.sha256]:-}"
-    case $rung in cache | http) ;; *) json='""' ;; esac
-    json_image="$fragment, \"sha256\": $json, \"bytes\": $image_bytes, \"seconds\": $image_seconds, \"tried\": [$json_tried]}"
+    local digest=''
+    [ "$rung" != cache ] && [ "$rung" != http ] || digest=${set_of[image.sha256]}
+    _text name "${set_of[image]:-}"
+    _text rung "$rung"
+    _text source "$image_source"
+    _text sha256 "$digest"
+    _raw bytes "$image_bytes"
+    _raw seconds "$image_seconds"
+    _raw tried "[$json_tried]"
+    json_image="{$members}" members=''
 }
 
 _describe_binds() {
     [ -z "$json_binds" ] || return 0
-    local i fragment
-    for i in "${!bind_from[@]}"; do
-        [ -n "${bind_result[i]:-}" ] || continue
-        _json "${bind_from[i]}"; fragment="{\"from\": $json"
-        _json "${bind_to[i]}"; fragment+=", \"to\": $json, \"mode\": \"${bind_mode[i]}\", \"required\": "
-        [ "${bind_required[i]}" = yes ] && fragment+=true || fragment+=false
-        json_binds+="${json_binds:+, }$fragment, \"result\": \"${bind_result[i]}\"}"
+    local i required
+    for i in "${!bind_result[@]}"; do
+        if [ "${bind_required[i]}" = yes ]; then required=true; else required=false; fi
+        _text from "${bind_from[i]}"
+        _text to "${bind_to[i]}"
+        _text mode "${bind_mode[i]}"
+        _raw required "$required"
+        _text result "${bind_result[i]}"
+        json_binds+="${json_binds:+, }{$members}" members=''
     done
 }
 
 _describe_outputs() {
-    local i fragment
+    local i
     for i in "${!out_file[@]}"; do
-        _json "${out_name[i]}"; fragment="{\"name\": $json"
-        _json "${out_to[i]}"; fragment+=", \"to\": $json"
-        _json "${out_file[i]}"; fragment+=", \"file\": $json, \"bytes\": ${out_bytes[i]}, \"sha256\": \"${out_sha[i]}\""
-        json_outputs+="${json_outputs:+, }$fragment, \"result\": \"${out_result[i]}\"}"
+        _text name "${out_name[i]}"
+        _text to "${out_to[i]}"
+        _text file "${out_file[i]}"
+        _raw bytes "${out_bytes[i]}"
+        _text sha256 "${out_sha[i]}"
+        _text result "${out_result[i]}"
+        json_outputs+="${json_outputs:+, }{$members}" members=''
     done
 }
 
 _describe() {  # -> json_report, the whole report
-    local out i fragment='' name
+    local i name phases summary words
+    members=''
     _collect_runtime
     _describe_image
     _describe_binds
     [ "$exit_code" != 0 ] || _describe_outputs
     _phase finish
-    _json "$job"; out="{\"format\": 1, \"job\": $json"
-    _json "$batch"; out+=", \"batch\": $json"
-    _json "$attempt"; out+=", \"attempt\": $json, \"start\": $start"
-    _json "${set_of[site]:-}"; out+=", \"site\": $json"
-    _json "${HOSTNAME:-}"; out+=", \"host\": $json, \"where\": \"$where\", \"container\": \"$container\", \"rehearsal\": $rehearsal"
-    _json "${set_of[order]:-wrapper-outside}"; out+=", \"order\": $json, \"started_payload\": $started_payload, \"image\": $json_image"
-    _json "$runtime_name"; out+=", \"runtime\": {\"name\": $json"
-    _json "$runtime_version"; out+=", \"version\": $json, \"userns\": $userns}, \"binds\": [$json_binds]"
     for name in setup secrets image stage_in payload stage_out; do
         _seconds "${spent[$name]}"
-        fragment+="\"$name\": $seconds, "
+        _raw "$name" "$seconds"
     done
     _seconds $((now_ms - begin_ms))
-    out+=", \"phases\": {$fragment\"total\": $seconds}, \"exit\": $exit_code, \"payload_exit\": $payload_exit, \"signal\": $payload_signal"
-    fragment=''
-    for name in ${signals[@]+"${signals[@]}"}; do fragment+="${fragment:+, }\"$name\""; done
-    _json "${message:0:MESSAGE_BYTES}"
-    out+=", \"signals\": [$fragment], \"message\": $json, \"inputs\": [$json_inputs], \"outputs\": [$json_outputs]"
-    fragment=''
-    for i in "${!summary_keys[@]}"; do
-        _json "${summary_values[i]}"
-        fragment+="${fragment:+, }\"${summary_keys[i]}\": $json"
-    done
-    json_report="$out, \"summary\": {$fragment}, \"begin\": $begin, \"end\": $((begin + (now_ms - begin_ms) / 1000))}"
+    _raw total "$seconds"
+    phases=$members members=''
+    for i in "${!summary_keys[@]}"; do _text "${summary_keys[i]}" "${summary_values[i]}"; done
+    summary=$members members=''
+    words="${signals[*]-}"
+    _text name "$runtime_name"
+    _text version "$runtime_version"
+    _raw userns "$userns"
+    runtime=$members members=''
+    _raw format 1
+    _text job "$job"
+    _text batch "$batch"
+    _text attempt "$attempt"
+    _raw start "$start"
+    _text site "${set_of[site]:-}"
+    _text host "${HOSTNAME:-}"
+    _text where "$where"
+    _text container "$container"
+    _raw rehearsal "$rehearsal"
+    _text order "${set_of[order]:-wrapper-outside}"
+    _raw started_payload "$started_payload"
+    _raw image "$json_image"
+    _raw runtime "{$runtime}"
+    _raw binds "[$json_binds]"
+    _raw phases "{$phases}"
+    _raw exit "$exit_code"
+    _raw payload_exit "$payload_exit"
+    _raw signal "$payload_signal"
+    _raw signals "[${words:+\"${words// /\", \"}\"}]"
+    _text message "${message:0:MESSAGE_BYTES}"
+    _raw inputs "[$json_inputs]"
+    _raw outputs "[$json_outputs]"
+    _raw summary "{$summary}"
+    _raw begin "$begin"
+    _raw end $((begin + (now_ms - begin_ms) / 1000))
+    json_report="{$members}"
 }
-json_report=''
-
 _print_report() {
     printf '\n@@FERMIGRID 1 %d %s\n' "${#json_report}" "$json_report"
 }
 
-# ---------------------------------------------------------------------------------------------------------------- the end
+# ==== the end
 _on_exit() {
-    local status=$? group
+    local status=$? group wait=0
     [ "$BASHPID" = "$$" ] || return 0
     trap - ERR EXIT
     set +Eeu
@@ -1647,8 +1658,11 @@ _on_exit() {
     for group in "$payload_group" "$child" "$killer"; do
         [ -z "$group" ] || kill -KILL -- "-$group" 2> /dev/null
     done
-    [ -n "$json_report" ] || [ "$exit_code" = 0 ] || _log "exit $exit_code: $message"
-    [ -n "$json_report" ] || { _read_summary; _describe; }
+    if [ -z "$json_report" ]; then
+        [ "$exit_code" = 0 ] || _log "exit $exit_code: $message"
+        _read_summary
+        _describe
+    fi
     if [ "$side" = inside ]; then
         [ ${#parts[@]} = 0 ] || rm -f -- "${parts[@]}"
         printf '%s\n%s\n' "$exit_code" "$json_report" > "$control/report.new" && mv -f -- "$control/report.new" "$control/report"
@@ -1657,6 +1671,8 @@ _on_exit() {
     _kill_inner
     _remove_secrets
     _clean
+    case $exit_code in "$NO_RUNTIME" | "$NO_IMAGE" | "$CVMFS_BROKEN") _get wait backoff 0 ;; esac
+    [ "$wait" = 0 ] || _log "then $wait s of waiting, so that this node does not take job after job"
     _print_report || { sleep 1; _print_report; }
     _back_off
     exit "$exit_code"
@@ -1672,13 +1688,10 @@ _clean() {  # before the report, so that a full disk has room for it
 }
 
 _back_off() {  # a node that cannot do the job at all must not empty the queue
-    local wait
-    case $exit_code in "$NO_RUNTIME" | "$NO_IMAGE" | "$CVMFS_BROKEN") ;; *) return 0 ;; esac
-    _get wait backoff 0
     [ "$wait" -gt 0 ] || return 0
-    _log "waiting $wait s before another job comes here" 2> /dev/null
-    trap - HUP INT TERM QUIT
-    sleep "$wait"
+    trap 'exit "$exit_code"' HUP INT TERM QUIT
+    sleep "$wait" > /dev/null 2>&1 &
+    wait "$!"
 }
 
 _set_traps() {
@@ -1713,7 +1726,7 @@ _do_job() {  # on the side of the container that the order says
 _main() {
     case ${1:-} in
         run) [ $# = 5 ] || { printf 'usage: worker.sh run JOB SHARDFILE ROW BATCH\n' >&2; exit 2; } ;;
-        inside) _main_inside; return ;;
+        inside) _main_inside ;;
         *) printf 'usage: worker.sh run JOB SHARDFILE ROW BATCH\n' >&2; exit 2 ;;
     esac
     job=$2 shard_file=$3 row_number=$4 batch=$5 scratch=$PWD
@@ -1741,7 +1754,7 @@ _main() {
     _make_container_ready
     _phase setup
     view=$work
-    if [ "$container" = worker ] || [ "$container" = nested ]; then
+    if _starts_container; then
         _get view container.workdir /srv
         secret_view=$view/.fermigrid/secrets
         if [ "${set_of[order]:-}" = wrapper-inside ]; then _run_inner; fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.pool.product import UID, Product
 
 COMMAND = Path(__file__).resolve().parents[2] / "ci/pool"
 START_LIMIT_S = 900  # the first start on a machine builds everything
@@ -207,3 +210,13 @@ def job_folder(pool: Pool) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="test-", dir=pool.work))
     folder.chmod(0o777)
     return folder
+
+
+@pytest.fixture
+def product(pool: Pool, job_folder: Path) -> Product:
+    """fermigrid in a folder of its own, as the pool's user fermi."""
+    tokens = job_folder / "tokens"
+    shutil.copytree(pool.env["_CONDOR_SEC_TOKEN_DIRECTORY"], tokens)
+    for path in (job_folder, tokens, *tokens.iterdir()):
+        os.chown(path, UID, UID)  # HTCondor ignores a token that belongs to somebody else
+    return Product(pool, job_folder, tokens)

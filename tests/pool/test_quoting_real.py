@@ -311,9 +311,7 @@ def test_condor_submit_gives_a_job_the_same(pool: Any, job_folder: Path) -> None
     program = shutil.which("condor_submit", path=pool.env["PATH"])
     assert program
     environment = {**os.environ, **pool.env}
-    subprocess.run(
-        [program, "x.sub"], cwd=job_folder, env=environment, check=True, capture_output=True, timeout=60
-    )
+    subprocess.run([program, "x.sub"], cwd=job_folder, env=environment, check=True, capture_output=True, timeout=60)
     wait_for_end(job_folder / "events.log", 1)
     check_dump(job_folder / "dump.0")
 
@@ -328,9 +326,7 @@ def test_the_queue_gives_back_strings_and_values() -> None:
     lines = {f"+S{number}": encode_submit_string(value) for number, value in enumerate(strings)}
     schedd = htcondor2.Schedd()
     for value in values:
-        cluster = submit(
-            submit_text({**lines, **dict.fromkeys(PLAIN, encode_submit_value(value)), "hold": "true"})
-        )
+        cluster = submit(submit_text({**lines, **dict.fromkeys(PLAIN, encode_submit_value(value)), "hold": "true"}))
         (ad,) = schedd.query(f"ClusterId == {cluster}")
         schedd.act(htcondor2.JobAction.Remove, f"ClusterId == {cluster}")
         assert [ad[f"S{number}"] for number in range(len(strings))] == strings

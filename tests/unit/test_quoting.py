@@ -195,9 +195,7 @@ def test_what_no_syntax_carries_is_refused_by_place_and_value(encode: Encode, pl
     assert "character" in refused.value.why
 
 
-@pytest.mark.parametrize(
-    "bad", ["", " a", "a\t", "\va", "a\\", '"a"', '"', "$$(Cpus)", "x $(dollar)", "$$$(x)"]
-)
+@pytest.mark.parametrize("bad", ["", " a", "a\t", "\va", "a\\", '"a"', '"', "$$(Cpus)", "x $(dollar)", "$$$(x)"])
 def test_values_that_condor_submit_would_change_are_refused(bad: str) -> None:
     with pytest.raises(Unrepresentable, match="batch name"):
         encode_submit_value(bad, "batch name")
@@ -222,9 +220,7 @@ def test_keys_are_checked(key: str) -> None:
             write([(key, "x")])
 
 
-@pytest.mark.parametrize(
-    "word", ["clump.r0239557414.c003", "a", "9", "a" * 200, "s0000-0123456789abcdef.rows"]
-)
+@pytest.mark.parametrize("word", ["clump.r0239557414.c003", "a", "9", "a" * 200, "s0000-0123456789abcdef.rows"])
 def test_tame_words_pass(word: str) -> None:
     assert tame(word, "job") == word
 

@@ -1,0 +1,321 @@
+"""HTCondor as a batch system.
+
+What is asked of HTCondor is asked by a process of its own (`htcondor_calls`), which is ended when its time is up: no
+call to a hung schedd outlasts the site's `timeout`. What happened to jobs is read from the block's event log; queue
+and history are asked only where the log is damaged or lost. See docs/explanation/exactly-once.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
+from fermigrid.backends import htcondor_words as words
+from fermigrid.errors import BackendUnavailable, SubmissionDoubt, SubmissionRefused
+from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_batch, read_events
+from fermigrid.states import Seen
+
+_TIMEOUT = 60.0  # s, where the site does not say
+_EVENTS = 20_000  # events of one log in one call of `observe`: some 5 MB
+_HISTORY_SLACK = 3600  # s by which clocks may differ when history is searched back to the making of the plan
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+_OTHER_MACHINE = (
+    "Run fermigrid on the schedd's machine. If both machines see the run folder under the same path, say "
+    "`shared_filesystem: true` in the site file. (Spooling does not work with late materialization: it is not used.)"
+)
+_LATER = "The schedd may be busy or down: try again later. Nothing was changed."
+_REPEAT = "It may still be at work there (100,000 jobs take a minute). The command may be repeated without harm."
+_SETTLE = "Run the same `fermigrid submit` again, or `fermigrid watch`: they look for the batch before they send it."
+
+
+# --- out ---------------------------------------------------------------------------------------------------
+
+
+def submit(batch: RenderedBatch) -> Handle:
+    """Send the batch as one cluster.
+
+    Raises SubmissionRefused and BackendUnavailable when nothing landed, SubmissionDoubt when nobody knows.
+    """
+    text = (batch.plan_dir / "job.sub").read_text()
+    shared = bool(batch.options.get("shared_filesystem", False))
+    reply = _call(batch.options, verb="submit", text=text, macros=_macros(batch), shared_filesystem=shared)
+    match reply:
+        case _Reply(kind="answer"):
+            return Handle(batch, str(reply.content["where"]), int(reply.content["cluster"]))
+        case _Reply(kind="refused"):
+            hint = _OTHER_MACHINE if "on another machine" in reply.words else ""
+            raise SubmissionRefused(f"{batch.name}: HTCondor refused the batch: {reply.words}", hint)
+        case _Reply(sending=False) | _Reply(kind="unavailable"):
+            raise BackendUnavailable(f"{batch.name}: not sent: {reply.words}", _LATER)
+    raise SubmissionDoubt(f"{batch.name}: it was sent and no answer came: {reply.words}", _SETTLE)
+
+
+def _macros(batch: RenderedBatch) -> dict[str, str]:
+    """What the submit file is told at submission. The plan digest is the sha256 of plan.json."""
+    return {
+        "fg_plan": str(batch.plan_dir.absolute()),
+        "fg_work": str(batch.work_dir.absolute()),
+        "fg_log": str(batch.event_log.absolute()),
+        "fg_batch": batch.batch_id,
+        "fg_digest": sha256((batch.plan_dir / "plan.json").read_bytes()).hexdigest(),
+    }
+
+
+def find(batch: RenderedBatch) -> Handle | None:
+    """Look for the batch in its event log, then the queue with its factories, then history back to the plan's making.
+
+    A commit may land after a negative answer: the caller waits the settle time and asks again before it submits anew.
+    """
+    cluster = find_batch(batch.event_log, batch.batch_id)
+    if cluster is not None:
+        place = _call(batch.options, verb="where")
+        return Handle(batch, str(place.content.get("where") or batch.options.get("schedd") or ""), cluster)
+    reply = _ask(batch.options, verb="find", batch=batch.batch_id, since=_made(batch))
+    found = reply["cluster"]
+    return None if found is None else Handle(batch, str(reply["where"]), int(found))
+
+
+def _made(batch: RenderedBatch) -> int:
+    """No job of the batch left the queue before this time (s since 1970)."""
+    try:
+        return int((batch.plan_dir / "plan.json").stat().st_mtime) - _HISTORY_SLACK
+    except FileNotFoundError:
+        return 0
+
+
+# --- back --------------------------------------------------------------------------------------------------
+
+
+def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
+    """Read the event logs of these batches on from the cursor, at most some MB of each.
+
+    Where a log is damaged or not there, queue and history tell the state of its jobs. A schedd that does not answer is
+    a problem to report, no error: what the log says still counts.
+    """
+    now = datetime.now(UTC)
+    offsets, seen, problems = dict(cursor.offsets), list[JobSeen](), list[str]()
+    for log, group in _by_log(handles).items():
+        there = log.exists()
+        items, offsets[str(log)] = read_events(log, offsets.get(str(log), 0), now, _EVENTS)
+        clusters = {handle.cluster: handle.batch for handle in group}
+        for item in items:
+            if isinstance(item, LogEvent) and item.cluster in clusters:
+                seen += _from_event(item, clusters[item.cluster])
+        faults = [f"{log}, byte {item.start}: {item.what}" for item in items if isinstance(item, LogProblem)]
+        if faults or not there:
+            resolved = resolve(group)
+            seen += resolved.seen
+            problems += [*faults, *([] if there else [f"{log}: the event log is not there"]), *resolved.problems]
+    return Observation(tuple(seen), Cursor(offsets), tuple(problems))
+
+
+def _by_log(handles: Sequence[Handle]) -> dict[Path, list[Handle]]:
+    logs: dict[Path, list[Handle]] = {}
+    for handle in handles:
+        logs.setdefault(handle.batch.event_log, []).append(handle)
+    return logs
+
+
+_SEEN = {
+    EventCode.SUBMIT: Seen.SUBMITTED,
+    EventCode.EXECUTE: Seen.STARTED,
+    EventCode.RECONNECTED: Seen.STARTED,
+    EventCode.EVICTED: Seen.EVICTED,
+    EventCode.SHADOW_EXCEPTION: Seen.EVICTED,
+    EventCode.REMOTE_ERROR: Seen.EVICTED,
+    EventCode.DISCONNECTED: Seen.EVICTED,
+    EventCode.RECONNECT_FAILED: Seen.EVICTED,
+    EventCode.HELD: Seen.HELD,
+    EventCode.RELEASED: Seen.RELEASED,
+    EventCode.TERMINATED: Seen.ENDED,
+    EventCode.ABORTED: Seen.REMOVED,
+}
+
+
+def _from_event(event: LogEvent, batch: RenderedBatch) -> Iterator[JobSeen]:
+    """What an event says of the batch's jobs: of one, of all that a removed factory had not made, or nothing."""
+    if event.code == EventCode.CLUSTER_REMOVE:
+        made = words.jobs_made((event.text, *event.lines), batch.jobs)
+        for index in range(made, batch.jobs):
+            yield JobSeen(batch.batch_id, index, Seen.REMOVED, event.time, reason="removed before HTCondor made it")
+        return
+    state = _SEEN.get(EventCode(event.code)) if event.code in set(EventCode) else None
+    if state is None or not 0 <= event.proc < batch.jobs or words.is_warning(event.text):
+        return
+    yield JobSeen(
+        batch.batch_id,
+        event.proc,
+        state,
+        event.time,
+        host=event.host or "",
+        exit_code=event.return_value,
+        signal=event.signal,
+        reason=_reason(state, event),
+        code="" if event.hold_code is None else f"{event.hold_code}/{event.hold_subcode}",
+    )
+
+
+def _reason(state: Seen, event: LogEvent) -> str:
+    if state is Seen.EVICTED:
+        return words.eviction(event.reason, event.lines)
+    if state is Seen.REMOVED:
+        return words.removal(event.reason)
+    return (event.reason or "") if state in (Seen.HELD, Seen.RELEASED) else ""
+
+
+def resolve(handles: Sequence[Handle]) -> Observation:
+    """The state of every job of these batches from queue and history, for when their event log does not tell.
+
+    A job that neither knows is LOST: unknown, never failed. It costs a query of all jobs: not for every round.
+    """
+    seen, problems = list[JobSeen](), list[str]()
+    for handle in handles:
+        batch = handle.batch
+        try:
+            told = _ask(
+                batch.options, handle.where, verb="look", cluster=handle.cluster, jobs=batch.jobs, since=_made(batch)
+            )
+        except (BackendUnavailable, SubmissionRefused) as error:
+            problems.append(f"{batch.name}: its event log does not tell all, and: {error}")
+            continue
+        seen += _from_ads(batch, told)
+    return Observation(tuple(seen), Cursor(), tuple(problems))
+
+
+def _from_ads(batch: RenderedBatch, told: Mapping[str, Any]) -> Iterator[JobSeen]:
+    ads = {int(ad["ProcId"]): ad for ad in (*told["left"], *told["queue"])}
+    made = int((told["factory"] or {}).get("JobMaterializeNextProcId", batch.jobs))
+    for index in range(batch.jobs):
+        if index in ads:
+            yield _from_ad(batch, index, ads[index])
+        else:
+            state = Seen.SUBMITTED if index >= made else Seen.LOST
+            yield JobSeen(batch.batch_id, index, state, datetime.now(UTC))
+
+
+def _from_ad(batch: RenderedBatch, index: int, ad: Mapping[str, Any]) -> JobSeen:
+    time = datetime.fromtimestamp(int(ad.get("EnteredCurrentStatus", 0)), UTC)
+    match ad.get("JobStatus"):
+        case 5:
+            code = f"{ad.get('HoldReasonCode', 0)}/{ad.get('HoldReasonSubCode', 0)}"
+            return JobSeen(batch.batch_id, index, Seen.HELD, time, reason=str(ad.get("HoldReason", "")), code=code)
+        case 2 | 6 | 7:
+            return JobSeen(batch.batch_id, index, Seen.STARTED, time, host=str(ad.get("RemoteHost", "")))
+        case 3:
+            return JobSeen(batch.batch_id, index, Seen.REMOVED, time, reason=words.removal(ad.get("RemoveReason")))
+        case 4:
+            return JobSeen(
+                batch.batch_id, index, Seen.ENDED, time, exit_code=ad.get("ExitCode"), signal=ad.get("ExitSignal")
+            )
+    return JobSeen(batch.batch_id, index, Seen.EVICTED if ad.get("NumJobStarts") else Seen.SUBMITTED, time)
+
+
+def explain(handle: Handle, index: int) -> tuple[str, ...]:
+    """Why the job waits or is held, from its ad in the live queue and the pool's machines."""
+    facts = _ask(handle.batch.options, handle.where, verb="explain", cluster=handle.cluster, index=index)
+    return words.explain(facts, index)
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+def remove(handles: Sequence[Handle], indices: Indices = None) -> None:
+    """Take jobs out of the queue, running ones too. A whole batch goes with its factory; again is harmless."""
+    _act(handles, indices, "Remove")
+
+
+def hold(handles: Sequence[Handle], indices: Indices = None) -> None:
+    """Keep jobs from starting (running ones are stopped); of a whole batch no more are made."""
+    _act(handles, indices, "Hold")
+
+
+def release(handles: Sequence[Handle], indices: Indices = None) -> None:
+    """Let held jobs go on."""
+    _act(handles, indices, "Release")
+
+
+def _act(handles: Sequence[Handle], indices: Indices, action: str) -> None:
+    reason = f"fermigrid {action.lower()}"
+    chosen = None if indices is None else sorted(set(indices))
+    for handle in handles:
+        batch = handle.batch
+        request = {"action": action, "cluster": handle.cluster, "indices": chosen, "reason": reason}
+        unmade = _ask(batch.options, handle.where, verb="act", hint=_REPEAT, **request)["unmade"]
+        if unmade:
+            raise SubmissionRefused(
+                f"{batch.name}: {unmade} of these jobs are not in the queue yet: HTCondor makes them later, and can "
+                f"{action.lower()} them only then",
+                f"{action} the whole batch, or repeat the command later.",
+            )
+
+
+# --- the process that asks ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """How a call ended: `kind` is answer (see `content`), refused, unavailable, doubt or silent (see `words`)."""
+
+    kind: str
+    content: Mapping[str, Any]
+    words: str
+    sending: bool
+
+
+def _ask(options: Mapping[str, object], where: str = "", hint: str = _LATER, **request: object) -> Mapping[str, Any]:
+    """The answer to a question, or the error for having none."""
+    reply = _call(options, where, **request)
+    if reply.kind == "answer":
+        return reply.content
+    if reply.kind == "refused":
+        raise SubmissionRefused(f"HTCondor refused: {reply.words}")
+    raise BackendUnavailable(f"HTCondor: {reply.words}", hint)
+
+
+def _call(options: Mapping[str, object], where: str = "", **request: object) -> _Reply:
+    """Run htcondor_calls for one request, for `timeout_s` at the most."""
+    limit = float(str(options.get("timeout_s", _TIMEOUT)))
+    place = {"schedd": options.get("schedd") or where or None, "pool": options.get("pool")}
+    output, errors, late = _run(json.dumps(place | request), limit)
+    lines = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
+    sending = {"sending": True} in lines
+    last = lines[-1] if lines else {}
+    for kind in ("answer", "refused", "unavailable", "doubt"):
+        if kind in last:
+            told = last[kind]
+            return _Reply(kind, told if kind == "answer" else {}, "" if kind == "answer" else str(told), sending)
+    silent = f"no answer within {limit:g} s" if late else f"the call ended without an answer: {errors.strip()[-500:]}"
+    return _Reply("silent", {}, silent, sending)
+
+
+def _run(request: str, limit: float) -> tuple[str, str, bool]:
+    """Output and errors of the call's process, and whether it had to be ended."""
+    path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "fermigrid.backends.htcondor_calls"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        start_new_session=True,
+    )
+    with process:
+        try:
+            return *process.communicate(request, limit), False
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return *process.communicate(), True
+        except BaseException:
+            process.kill()
+            raise

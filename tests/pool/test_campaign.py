@@ -1,0 +1,306 @@
+"""The main job on the real pool: campaigns and commands from the file to the accepted output, at unlike sites."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pool.product import CHECKOUT, Product
+
+pytestmark = pytest.mark.pool
+
+REAL_EVENTS = CHECKOUT.parent / "shared/data/lat_events_2008_2011.fits.gz"
+RUNS = 200
+HOSTILE = (
+    "", "a b", "tab\there", "'", '"', "\"'", "''", '""', "a'b\"c", "$HOME", "$(HOME)", "$ENV(HOME)", "$$(Cpus)",
+    "$$([1+1])", "$(DOLLAR)", "$RANDOM_CHOICE(a,b)", "a;b", "a=b", "a,b", "\\", "\\\\", "end\\", "\\n", "[x]", "{run}",
+    "{{x}}", "%s", "%n", "#no comment", "//", "*", "?", "~", "`id`", "$(id)", "|", "&", "<", ">", "!", " lead", "trail ",
+    "ünïcödé", "日本語", "🛰", "e\u0301", "\u202ertl", "-n", "--", "queue", "@@FERMIGRID 1 2 {}",
+)  # fmt: skip
+PRINT = "import sys, json; print(json.dumps(sys.argv[1:]))"
+
+
+def events_file(product: Product) -> Path:
+    """The LAT events where every node sees them: on the pool's CVMFS."""
+    target = product.pool.directory / "cvmfs/fermi.test/data/lat_events.fits.gz"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{os.getpid()}")
+        if REAL_EVENTS.is_file():
+            shutil.copy(REAL_EVENTS, draft)
+        else:
+            make = CHECKOUT / "examples/l1/make_events.py"
+            subprocess.run([sys.executable, make, "--runs", str(RUNS), "--output", draft], check=True)
+        draft.chmod(0o644)
+        draft.rename(target)
+    return target
+
+
+def test_l1_campaign_on_the_pool_audits_clean(product: Product) -> None:
+    """Runs of real LAT events: filtered in the container with Python software from CVMFS, audited by EVENT_ID."""
+    events = events_file(product)
+    l1 = product.folder / "l1"
+    shutil.copytree(CHECKOUT / "examples/l1", l1, ignore=shutil.ignore_patterns("__pycache__"))
+    table = subprocess.run(
+        [sys.executable, l1 / "make_runs.py", "--events", events, "--output", l1 / "all.csv"], check=False, text=True
+    )
+    assert table.returncode == 0
+    lines = (l1 / "all.csv").read_text().splitlines()
+    (l1 / "runs.csv").write_text("\n".join(lines[: RUNS + 1]) + "\n")
+    for path in l1.rglob("*"):
+        path.chmod(0o755)
+    on_node = "/cvmfs/fermi.test/data/lat_events.fits.gz"
+    product.run("check", "l1/campaign.yaml", "--site", "pool", "--set", f"events_file={on_node}")
+    done = product.run(
+        "submit", "l1/campaign.yaml", "--site", "pool", "--set", f"events_file={on_node}", "--run-dir", "run", "--wait",
+        timeout=500,
+    )  # fmt: skip
+    assert f"{RUNS} jobs, {RUNS} done" in done.stdout
+    outputs = product.folder / "run/outputs"
+    audit = [sys.executable, l1 / "audit.py", "--runs", l1 / "runs.csv", "--events", events, "--outputs", outputs]
+    result = subprocess.run(audit, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    name = lines[1].split(",")[0]
+    (report,) = [r for r in product.reports("run", f"filter.{name}") if r["exit"] == 0]
+    assert report["where"] in ("image", "host", "other")
+    assert not report["rehearsal"]
+    assert int(report["summary"]["events_read"]) == int(lines[1].split(",")[1])
+    # and the audit is one that can fail
+    next(path for path in outputs.rglob("*.fit")).unlink()
+    assert subprocess.run(audit, check=False, capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize(("site", "container"), [("pool-a", "site"), ("pool-b", "site"), ("pool-f", "worker")])
+def test_hostile_arguments_arrive_unchanged(product: Product, site: str, container: str) -> None:
+    """TRAPS 1-8 through the whole product: what the person typed is what the payload gets."""
+    product.command(site, "light", ["python3", "-c", PRINT, *HOSTILE])
+    assert json.loads(product.log("one", "command.0000")[0]) == list(HOSTILE)
+    assert product.reports("one", "command.0000")[0]["container"] == container
+
+
+def test_hostile_environment_arrives_unchanged(product: Product) -> None:
+    values = {f"V{number}": text for number, text in enumerate(HOSTILE)}
+    written = {
+        "campaign": "env",
+        "image": "light",
+        "runs": {"count": 1},
+        "steps": {
+            "show": {
+                "command": ["python3", "-c", "import os, json; print(json.dumps(dict(os.environ)))".replace("{", "{{")],
+                "environment": {name: text.replace("{", "{{").replace("}", "}}") for name, text in values.items()},
+            }
+        },
+    }
+    product.write("env.yaml", json.dumps(written, ensure_ascii=False).replace("\\u202e", "\u202e"))
+    product.run("submit", "env.yaml", "--site", "pool-a", "--wait")
+    seen = json.loads(product.log("env", "show.0000")[0])
+    assert {name: seen.get(name) for name in values} == values
+    assert seen["FERMIGRID_JOB"] == "show.0000"
+    assert "CONDOR_CONFIG" not in seen
+    assert not [name for name in seen if name.startswith("_CONDOR")]
+
+
+def test_a_broken_image_on_cvmfs_heals_itself(product: Product) -> None:
+    """Native pool: the first start fails in the site's hands, the second goes without, and the ladder serves it."""
+    product.command("pool-a", "light-broken", ["cat", "/etc/fermigrid-image"])
+    assert product.log("one", "command.0000") == ["light-1"]
+    (report,) = product.reports("one", "command.0000")
+    assert report["container"] == "worker"
+    assert report["image"]["rung"] in ("http", "cache")
+    assert {step["rung"] for step in report["image"]["tried"]} >= {"path"}
+    assert report["start"] == 2
+
+
+def test_an_image_that_is_nowhere_is_exit_82(product: Product) -> None:
+    images = product.folder / "sites"
+    gone = product.pool.facts["http_url"] + "/images/gone.sif"
+    product.write(
+        "sites/images.yaml",
+        f"""images:
+  gone:
+    flavour: light
+    path: {product.pool.facts["absent_image"]}
+    http: {{urls: ["{gone}"], sha256: "{"0" * 64}", size: 1 MB}}
+""",
+    )
+    product.run(
+        "submit", "--site", "pool-f", "--sites", str(images), "--image", "gone", "--wait", "--name", "one", "--", "true",
+        code=1, timeout=400,
+    )  # fmt: skip
+    listed = json.loads(product.run("status", "one", "--failed", "--json").stdout)
+    assert listed["failed"][0]["code"] == "82"
+    assert "no image" in product.run("why", "one", "command.0000").stdout
+
+
+def site_file(product: Product, name: str, where: str) -> None:
+    """A native pool's site file for one unlike site: it believes that the site starts the container."""
+    product.write(
+        f"sites/{name}.yaml",
+        f"""site: {name}
+title: a test's view of {where}
+contact: nobody
+manual: https://example.org/
+backend: htcondor
+htcondor: {{requirements: 'GLIDEIN_Site == "{where}"'}}
+container: {{launch: site, dialect: self-healing}}
+output: {{kind: transfer}}
+""",
+    )
+
+
+def test_a_site_that_ignores_the_request_never_runs_the_payload_bare(product: Product) -> None:
+    site_file(product, "ignores", "SITEF")
+    product.command("ignores", "light", ["cat", "/etc/fermigrid-image"], "--sites", "sites")
+    assert product.log("one", "command.0000") == ["light-1"]
+    assert product.reports("one", "command.0000")[0]["container"] == "worker"
+
+
+def test_a_site_with_an_image_of_its_own_never_runs_the_payload_in_it(product: Product) -> None:
+    """SITEE gives its default image to a job that asks for none, as the healed job does at its second start."""
+    site_file(product, "default", "SITEE")
+    done = product.command("default", "light-broken", ["cat", "/etc/fermigrid-image"], "--sites", "sites", code=None)
+    reports = product.reports("one", "command.0000")
+    if done.returncode == 0:
+        assert product.log("one", "command.0000") == ["light-1"]
+        assert reports[-1]["container"] == "nested"
+    else:
+        assert reports[-1]["exit"] == 82
+        assert "site-default" not in product.log("one", "command.0000")
+
+
+def test_code_secrets_and_configuration_arrive(product: Product) -> None:
+    """A bundle with a folder, an Oracle wallet as a folder, an XRootD client configuration; the secret goes with the job."""
+    wallet = product.pool.directory / "sps/wallet"
+    (wallet / "sub").mkdir(parents=True, exist_ok=True)
+    (wallet / "cwallet.sso").write_text("CANARY-7f3a\n")
+    (wallet / "sub/tnsnames.ora").write_text("x\n")
+    xrootd = product.pool.directory / "sps/xrootd"
+    (xrootd / "client.plugins.d").mkdir(parents=True, exist_ok=True)
+    (xrootd / "client.conf").write_text("StreamTimeout = 10\n")
+    for path in (wallet, wallet / "sub", xrootd, xrootd / "client.plugins.d"):
+        path.chmod(0o755)
+    product.write(
+        "sites/secret.yaml",
+        """site: secret
+title: a site that holds secrets
+contact: nobody
+manual: https://example.org/
+backend: htcondor
+htcondor: {requirements: 'GLIDEIN_Site == "SITEF"'}
+container: {launch: worker}
+secrets:
+  oracle: {kind: path, from: /sps/wallet, point: {TNS_ADMIN: .}}
+  xrootd:
+    kind: path
+    from: /sps/xrootd
+    point: {XRD_CLCONFFILE: client.conf, XRD_PLUGINCONFDIR: client.plugins.d}
+    environment: {XRD_REQUESTTIMEOUT: "60"}
+output: {kind: transfer}
+""",
+    )
+    product.write("lib/words.txt", "from the bundle\n")
+    product.write(
+        "show.sh",
+        """#!/bin/sh
+cat lib/words.txt
+cut -c1-6 < "$TNS_ADMIN/cwallet.sso"; ls "$TNS_ADMIN/sub"
+cat "$XRD_CLCONFFILE"; ls -d "$XRD_PLUGINCONFDIR" > /dev/null && echo plugins; echo "$XRD_REQUESTTIMEOUT"
+stat -c %a "$TNS_ADMIN/cwallet.sso"
+""",
+    )
+    product.write(
+        "c.yaml",
+        """campaign: staged
+image: light
+code: [show.sh, lib]
+runs: {count: 1}
+steps: {show: {command: [./show.sh], secrets: [oracle, xrootd]}}
+""",
+    )
+    product.run("submit", "c.yaml", "--site", "secret", "--sites", "sites", "--wait")
+    printed = product.log("staged", "show.0000")
+    expected = ["from the bundle", "CANARY", "tnsnames.ora", "StreamTimeout = 10", "plugins", "60", "600"]
+    assert printed == expected
+    run = product.folder / "fermigrid-runs/staged"
+    kept = [path for path in run.rglob("*") if path.is_file() and b"CANARY-7f3a" in path.read_bytes()]
+    assert kept == []
+
+
+def test_clumps_then_merge_with_failures_told_apart(product: Product) -> None:
+    """A step after another: the run with a bad piece is not merged, the others are; the exit code says so."""
+    product.write("runs.csv", "run,events\nr0000000001,5\nr0000000002,4\n")
+    product.write("part.sh", '#!/bin/sh\n[ "$1.$2" = r0000000002.c001 ] && exit 7\necho "$1 $3 $4" > part.txt\n')
+    product.write(
+        "c.yaml",
+        """campaign: two
+image: light
+code: [part.sh]
+runs: {table: runs.csv}
+steps:
+  clump:
+    foreach: clump
+    split: {events: 2}
+    command: [part.sh, "{run}", "{piece}", "{first_event}", "{event_count}"]
+    outputs: {part.txt: "{run}/{piece}.txt"}
+  merge:
+    after: [clump]
+    command: [sh, -c, "echo merged {run}"]
+""",
+    )
+    done = product.run("submit", "c.yaml", "--site", "pool-a", "--wait", code=1)
+    assert "5 done, 1 failed" in done.stdout
+    assert product.log("two", "merge.r0000000001") == ["merged r0000000001"]
+    assert product.run("logs", "two", "merge.r0000000002", code=19).stdout == ""
+    outputs = product.folder / "fermigrid-runs/two/outputs"
+    texts = {str(path.relative_to(outputs)): path.read_text() for path in outputs.rglob("*.txt")}
+    assert texts["r0000000001/c002.txt"] == "r0000000001 4 1\n"
+    assert len(texts) == 4
+    why = product.run("why", "two", "clump.r0000000002.c001").stdout
+    assert "exit code 7" in why
+
+
+def test_hold_release_remove_and_why(product: Product) -> None:
+    product.write(
+        "sites/nowhere.yaml",
+        """site: nowhere
+title: no slot matches
+contact: nobody
+manual: https://example.org/
+backend: htcondor
+htcondor: {requirements: 'GLIDEIN_Site == "SITEX"'}
+container: {launch: worker}
+output: {kind: transfer}
+""",
+    )
+    product.run(
+        "submit", "--site", "nowhere", "--sites", "sites", "--image", "light", "--name", "one", "--jobs", "3", "--", "true"
+    )
+    why = product.run("why", "one", "command.0001").stdout
+    assert "waiting" in why
+    assert "SITEX" in why, why
+    product.run("hold", "one", "--job", "command.0001")
+    assert json.loads(product.run("status", "one", "--json").stdout)["states"]["held"] == 1
+    product.run("release", "one", "--job", "command.0001")
+    assert json.loads(product.run("status", "one", "--json").stdout)["states"]["held"] == 0
+    assert "removed: 3 jobs" in product.run("remove", "one").stdout
+    assert json.loads(product.run("status", "one", "--json").stdout)["states"]["removed"] == 3
+    product.run("status", "one", "--check", code=1)
+    assert product.run("watch", "one", code=1).stdout == "one: 3 jobs, 3 removed\n"
+
+
+def test_the_same_plan_whoever_renders_it(product: Product) -> None:
+    """`render` gives the very bytes that `submit` sends."""
+    product.write("c.yaml", "campaign: same\nimage: light\nruns: {count: 3}\nsteps: {s: {command: ['true']}}\n")
+    product.run("render", "c.yaml", "--site", "pool-a", "--output", "plan")
+    product.run("submit", "c.yaml", "--site", "pool-a")
+    sent = product.folder / "fermigrid-runs/same/blocks/b0000/s.g0/plan/plan.json"
+    rendered = product.folder / "plan/b0000/s.g0/plan.json"
+    assert hashlib.sha256(sent.read_bytes()).digest() == hashlib.sha256(rendered.read_bytes()).digest()
+    product.run("remove", "same")
