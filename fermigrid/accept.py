@@ -143,19 +143,23 @@ def publish_accepted(ledger: Ledger, folder: RunFolder, items: Items) -> list[st
 def publish_output(came: Path, final: Path, sha256: str) -> None:
     """Link an output to its final name without clobbering, then take its first name away.
 
-    Raises FermigridError where another file has the final name, or what came back is not what the job wrote.
+    Raises FermigridError where another file has the final name, what came back is not what the job wrote, or the file
+    system says no.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if came.exists():
-        if _sha256(came) != sha256:
-            raise FermigridError(f"{came} is not what the job wrote: its sha256 differs from the report's")
-        with suppress(FileExistsError):
-            os.link(came, final)
-    if not final.exists():
-        raise FermigridError(f"{came} is gone before it was published")
-    if _sha256(final) != sha256:
-        raise FermigridError(f"{final} exists with other content: move it away; the new file is {came}")
-    came.unlink(missing_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if came.exists():
+            if _sha256(came) != sha256:
+                raise FermigridError(f"{came} is not what the job wrote: its sha256 differs from the report's")
+            with suppress(FileExistsError):
+                os.link(came, final)
+        if not final.exists():
+            raise FermigridError(f"{came} is gone before it was published")
+        if _sha256(final) != sha256:
+            raise FermigridError(f"{final} exists with other content: move it away; the new file is {came}")
+        came.unlink(missing_ok=True)
+    except OSError as error:
+        raise FermigridError(f"{came} cannot become {final}: {error}") from error
 
 
 def _sha256(path: Path) -> str:

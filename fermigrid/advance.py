@@ -50,13 +50,16 @@ def work_needed(
     """
     for index, site in enumerate(sites):
         block, part = block_name(index), tuple(runs[index * campaign.block : (index + 1) * campaign.block])
+        lost: dict[str, frozenset[str]] = {}  # step -> runs that are not complete in it or in what it waited for
         for name, step in campaign.steps.items():
-            if (block, name) in known:
+            incomplete = frozenset[str]().union(*(lost[other] for other in step.after))
+            progress = known.get((block, name))
+            lost[name] = incomplete | (progress.incomplete if progress else frozenset())
+            if progress:
                 continue
             before = [known.get((block, other)) for other in step.after if count_jobs(campaign.steps[other], part)]
             if not all(progress and progress.ended for progress in before):
                 continue
-            incomplete = frozenset[str]().union(*(progress.incomplete for progress in before if progress))
             ready = tuple(run for run in part if run.name not in incomplete)
             if count_jobs(step, ready):
                 yield Work(block, name, site, 0, ready)

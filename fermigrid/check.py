@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from fermigrid.campaign import Step
 from fermigrid.config import Key, nearest
@@ -11,6 +11,7 @@ from fermigrid.errors import Problem
 from fermigrid.image import Image
 from fermigrid.placeholder import compile_text, fields_of
 from fermigrid.plan import Assembled, constants_of, jobs_of, variables_of
+from fermigrid.runs import Run
 from fermigrid.site import Site
 from fermigrid.units import show_bytes, show_seconds
 
@@ -45,19 +46,11 @@ def _names(a: Assembled) -> Iterator[Problem]:
 
 def _steps(a: Assembled) -> Iterator[Problem]:
     steps = a.campaign.steps
-    reserved = {
-        "campaign",
-        "version",
-        "step",
-        "site",
-        "run",
-        "piece",
-        "job",
-        "events",
-        "first_event",
-        "event_count",
-    }
+    fixed = frozenset({"campaign", "version", "step", "site", "piece", "job", "first_event", "event_count"})
+    reserved = fixed | {"run", "events"}
     columns = frozenset(next(iter(a.runs)).columns or ())
+    for name in sorted(fixed & columns):
+        yield a.source.problem(("runs", "table"), f"its column {name!r} has the name of a placeholder: rename it")
     constants = constants_of(a.campaign, "", "")
     for name, text in a.campaign.environment.items():
         try:
@@ -84,8 +77,9 @@ def _texts(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
     texts: list[tuple[tuple[str | int, ...], str]] = [(("command", i), t) for i, t in enumerate(step.command)]
     texts += [(("environment", key), value) for key, value in step.environment.items()]
     for local, places in step.inputs.items():
-        texts += [(("inputs", local), place) for place in places]
-    texts += [(("outputs", local), to) for local, to in step.outputs.items()]
+        texts += [(("inputs", local), text) for text in (local, *places)]
+    for local, to in step.outputs.items():
+        texts += [(("outputs", local), text) for text in (local, to)]
     for key, text in texts:
         try:
             compile_text(text, constants, variables)
@@ -101,8 +95,8 @@ def _texts(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
 
 
 def _outputs(a: Assembled) -> Iterator[Problem]:
-    """Two jobs that would publish the same output. Exact within a block; two blocks have no run in common, so a name
-    that carries its run meets no other block's."""
+    """Two jobs that would publish the same output. In memory are the outputs of one block, and a number for each of
+    those before it."""
     steps = a.campaign.steps
     compiled: dict[str, dict[str, str]] = {}
     for name, step in steps.items():
@@ -113,23 +107,43 @@ def _outputs(a: Assembled) -> Iterator[Problem]:
                 text = f"{step.outputs[local]!r} is the same for every run: put {{run}} or {{job}} into it"
                 yield a.source.problem(("steps", name, "outputs", local), text)
                 return
+    before: set[int] = set()
     for start in range(0, len(a.runs), a.campaign.block):
         taken: dict[str, str] = {}
-        for name, step in steps.items():
-            for values in jobs_of(name, step, a.runs[start : start + a.campaign.block]) if step.outputs else ():
-                for local, form in compiled[name].items():
-                    if why := _claim(form.format_map(values), values["job"], taken):
-                        yield a.source.problem(("steps", name, "outputs", local), why)
-                        return
+        for output, job, name, local in _published(a, compiled, a.runs[start : start + a.campaign.block]):
+            why = _claim(output, job, taken)
+            if why is None and hash(output) in before:
+                earlier = (other for same, other, *_ in _published(a, compiled, a.runs[:start]) if same == output)
+                why = next((_same(output, other, job) for other in earlier), None)
+            if why:
+                yield a.source.problem(("steps", name, "outputs", local), why)
+                return
+        before.update(map(hash, taken))
+
+
+def _published(
+    a: Assembled, compiled: Mapping[str, Mapping[str, str]], runs: Sequence[Run]
+) -> Iterator[tuple[str, str, str, str]]:
+    """(output, job, step, local name) of every output that these runs publish."""
+    for name, step in a.campaign.steps.items():
+        for values in jobs_of(name, step, runs) if step.outputs else ():
+            for local, form in compiled[name].items():
+                yield form.format_map(values), values["job"], name, local
 
 
 def _claim(output: str, job: str, taken: dict[str, str]) -> str | None:
     if _OUTSIDE.search(output):
         return f"{job} would write the output {output!r}: it must be a relative path without '..' or control characters"
     if output in taken:
-        return f"two jobs would write the same output {output!r}: {taken[output]} and {job}"
+        return _same(output, taken[output], job)
     taken[output] = job
     return None
+
+
+def _same(output: str, one: str, other: str) -> str:
+    if one == other:
+        return f"{one} would write the output {output!r} twice"
+    return f"two jobs would write the same output {output!r}: {one} and {other}"
 
 
 def _inside(path: str) -> bool:

@@ -58,23 +58,31 @@ def pack_code(entries: Sequence[str], folder: Path, programs: frozenset[str], so
                     problems.append(source.problem(key, f"{name} comes from {files[name]} and from {path}"))
         except ValueError as error:
             problems.append(source.problem(key, str(error)))
+        except OSError as error:
+            problems.append(source.problem(key, f"{error.filename} cannot be read: {error.strerror}"))
     size = sum(path.stat().st_size for path in files.values())
     if size > MAX_BYTES:
         large = max(files.items(), key=lambda item: item[1].stat().st_size)
         text = (
-            f"the code has {show_bytes(size)}, more than the {show_bytes(MAX_BYTES)} that travel with a job; the largest "
-            f"file is {large[0]} ({show_bytes(large[1].stat().st_size)}): put it on CVMFS or name it under inputs"
+            f"the code has {show_bytes(size)}, more than the {show_bytes(MAX_BYTES)} that travel with a job; "
+            f"the largest file is {large[0]} ({show_bytes(large[1].stat().st_size)}): put it on CVMFS or name it under inputs"
         )
         problems.append(source.problem(("code",), text))
     if problems:
         raise ConfigError(problems)
-    data = _archive(files, programs)
+    try:
+        data = _archive(files, programs)
+    except OSError as error:
+        text = f"{error.filename} cannot be read: {error.strerror}"
+        raise ConfigError([source.problem(("code",), text)]) from error
     return Bundle(data, hashlib.sha256(data).hexdigest(), frozenset(files))
 
 
 def _find(folder: Path, entry: str) -> Iterator[tuple[str, Path]]:
     """(name in the bundle, file) of one entry. A file or folder keeps its last name; `dir/` and `dir` are the same."""
     top = Path(os.path.normpath(folder / entry))
+    if not top.name:
+        raise ValueError(f"{entry!r} is no folder of code")
     if not top.exists():
         raise ValueError(f"{entry!r}: no such file or folder: {top}")
     if top.is_file():
@@ -83,7 +91,7 @@ def _find(folder: Path, entry: str) -> Iterator[tuple[str, Path]]:
         return
     if not top.is_dir():
         raise ValueError(f"{entry!r} is neither a file nor a folder")
-    for parent, folders, names in os.walk(top):
+    for parent, folders, names in os.walk(top, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not _excluded(name))
         for name in sorted(names + [d for d in folders if Path(parent, d).is_symlink()]):
             if _excluded(name):
@@ -98,10 +106,15 @@ def _find(folder: Path, entry: str) -> Iterator[tuple[str, Path]]:
                 raise ValueError(f"{path} is no plain file (a socket, a pipe, a device or a broken link)")
 
 
+def _refuse(error: OSError) -> None:
+    """What cannot be read may not silently stay behind."""
+    raise error
+
+
 def _check_link(path: Path, top: Path) -> None:
     if not path.is_symlink():
         return
-    target = path.resolve()
+    target = Path(os.path.realpath(path))
     if not target.is_relative_to(top.resolve()):
         raise ValueError(f"{path} is a link to {target}, outside {top}: copy the file, or name its folder too")
     if target.is_dir():

@@ -7,6 +7,7 @@ type of the field decides what they mean. (YAML's own guesses would turn them in
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ from fermigrid.errors import ConfigError, Problem
 
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
-MAX_NODES = 2_000_000  # aliases of aliases can make a small file enormous
 _PLAIN = {  # pydantic's error types, in the words of the person who wrote the file
     "tuple_type": "must be a list: [a, b]",
     "dict_type": "must be keys with values: {a: b}",
@@ -34,6 +34,7 @@ _PLAIN = {  # pydantic's error types, in the words of the person who wrote the f
     "too_short": "may not be empty",
 }
 _FORBIDDEN = {"\0": "NUL", "\r": "a carriage return", "\n": "a line break"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Model(BaseModel):
@@ -66,24 +67,25 @@ def show_key(key: Key) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` or nothing."""
+    """The end of a sentence: `; did you mean 'x'?` or a full stop."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return f"; did you mean {match[0]!r}?" if match else "."
 
 
 class _Builder:
     """Walks the YAML nodes once: plain data, the line of each key, and the problems of the text itself."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, most: int) -> None:
         self.source = Source(file)
         self.problems: list[Problem] = []
-        self.count = 0
+        self.left = most
 
     def build(self, node: yaml.Node, key: Key) -> Any:
         self.source.lines.setdefault(key, node.start_mark.line + 1)
-        self.count += 1
-        if self.count > MAX_NODES:
-            raise ConfigError([self.source.problem(key, f"more than {MAX_NODES} values: is an alias repeated?")])
+        self.left -= 1
+        if self.left < 0:
+            text = "aliases (*name) make the file enormous: write its values out"
+            raise ConfigError([self.source.problem(key[:1], text)])
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
         if isinstance(node, yaml.SequenceNode):
@@ -93,6 +95,10 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for name_node, value_node in node.value:
+            if not isinstance(name_node, yaml.ScalarNode):
+                line = name_node.start_mark.line + 1
+                self.problems.append(Problem(self.source.file, line, show_key(key), "a key must be a single text"))
+                continue
             name = str(name_node.value)
             here = (*key, name)
             if name in data:
@@ -114,6 +120,8 @@ class _Builder:
             if char in node.value:
                 text = f"{node.value[:60]!r} contains {name}, which no batch system carries unchanged: remove it"
                 self.problems.append(self.source.problem(key, text))
+        if bad := _SURROGATE.search(node.value):
+            self.problems.append(self.source.problem(key, f"{node.value[:60]!r} contains {bad[0]!r}, half a character"))
         return str(node.value)
 
 
@@ -124,13 +132,17 @@ def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Source]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ConfigError([Problem(file, line, "", f"not YAML: {error.problem}")]) from error
-    except yaml.YAMLError as error:
-        raise ConfigError([Problem(file, 0, "", f"not YAML: {error}")]) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"not YAML: the character {chr(int(error.character))!r} may not be written; remove it"
+        raise ConfigError([Problem(file, line, "", what)]) from error
+    except (ValueError, OverflowError) as error:  # "\UFFFFFFFF"
+        raise ConfigError([Problem(file, 0, "", f"not YAML: an escape is no character: {error}")]) from error
     except RecursionError as error:
         raise ConfigError([Problem(file, 0, "", "nested too deeply")]) from error
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError([Problem(file, 1, "", "must be keys with values (key: value)")])
-    builder = _Builder(file)
+    builder = _Builder(file, len(text) + 1000)  # without aliases no file has more values than characters
     try:
         data = builder.build(node, ())
     except RecursionError as error:

@@ -27,6 +27,7 @@ MIGRATIONS = (
     """
     CREATE TABLE campaign (            -- one row
         name TEXT NOT NULL,
+        instance TEXT NOT NULL,        -- random: the same campaign in another run folder is another one
         digest TEXT NOT NULL,          -- of all that was asked for: file, parameters, site
         site TEXT,                     -- --site of the command line, or NULL
         parameters TEXT NOT NULL,      -- --set of the command line, JSON object
@@ -36,7 +37,7 @@ MIGRATIONS = (
         version TEXT NOT NULL          -- of fermigrid
     ) STRICT;
     CREATE TABLE batch (
-        id TEXT PRIMARY KEY,           -- uuid5(plan digest, step, site, generation), 32 hex digits
+        id TEXT PRIMARY KEY,           -- uuid5(instance, plan digest, step, site, generation), 32 hex digits
         block TEXT NOT NULL,
         step TEXT NOT NULL,
         generation INTEGER NOT NULL,
@@ -98,6 +99,7 @@ class CampaignRecord:
     """The campaign as it was submitted; enough to assemble it again."""
 
     name: str
+    instance: str
     digest: str
     site: str | None
     parameters: dict[str, str]
@@ -172,11 +174,12 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise LedgerError(
                 f"the ledger {self.path} cannot be written: {error}", _HINTS.get(str(error), "")
             ) from error
@@ -185,15 +188,13 @@ class Ledger:
 
     def campaign(self) -> CampaignRecord:
         """What this ledger is about."""
-        row = self._db.execute(
-            "SELECT name, digest, site, parameters, folder, search, created, version FROM campaign"
-        ).fetchone()
+        names = [field.name for field in fields(CampaignRecord)]
+        row = self._db.execute(f"SELECT {', '.join(names)} FROM campaign").fetchone()
         if row is None:
             raise LedgerError(f"the ledger {self.path} is empty: its campaign was never begun")
-        name, digest, site, parameters, folder, search, created, version = row
-        return CampaignRecord(
-            name, digest, site, json.loads(parameters), folder, tuple(json.loads(search)), created, version
-        )
+        values = dict(zip(names, row, strict=True))
+        values.update(parameters=json.loads(values["parameters"]), search=tuple(json.loads(values["search"])))
+        return CampaignRecord(**values)
 
     def note(self, time: datetime, who: str, what: str) -> None:
         """Write a line of the campaign's history."""
@@ -388,12 +389,19 @@ def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=30)
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path} cannot be opened as a ledger: {error}") from error
+    try:
         mode = "DELETE" if on_network(path) else "WAL"  # WAL needs memory shared between processes of one machine
         db.execute(f"PRAGMA journal_mode = {mode}")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
         _migrate(db, path)
+    except LedgerError:
+        db.close()
+        raise
     except sqlite3.Error as error:
+        db.close()
         raise LedgerError(f"{path} cannot be opened as a ledger: {error}", _HINTS.get(str(error), "")) from error
     return db
 
@@ -426,7 +434,7 @@ _NETWORK = {
 def on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
     """Is the file on a network file system, where SQLite's locks and WAL cannot be trusted?"""
     best, kind = "", ""
-    target = str(path.absolute())
+    target = str(path.resolve())
     for line in mounts.read_text().splitlines():
         point, type_ = line.split()[1:3]
         point = point.replace("\\040", " ")
@@ -441,9 +449,10 @@ def create_ledger(path: Path, campaign: CampaignRecord, time: datetime, who: str
     c = campaign
     with ledger._transaction() as db:
         db.execute(
-            "INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?,?)",
             (
                 c.name,
+                c.instance,
                 c.digest,
                 c.site,
                 json.dumps(c.parameters),
@@ -471,7 +480,11 @@ def open_ledger(path: Path) -> Ledger:
 def writing(path: Path) -> Iterator[None]:
     """Be the one writer of the ledger at `path`. Raises LedgerBusy, naming the other's pid, when there is one."""
     lock = path.with_suffix(".lock")
-    with lock.open("a+") as file:
+    try:
+        opened = lock.open("a+")
+    except OSError as error:
+        raise LedgerError(f"{lock} cannot be written: {error.strerror}", "Is the campaign another user's?") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -479,6 +492,8 @@ def writing(path: Path) -> Iterator[None]:
             other = file.read().strip() or "?"
             text = f"another fermigrid (process {other}) is at work on {path.parent}"
             raise LedgerBusy(text, "Wait for it, or end it: nothing is lost if you do.") from error
+        except OSError as error:
+            raise LedgerError(f"{lock} cannot be locked: {error.strerror}") from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -489,6 +504,7 @@ class PackedLogs:
     """The logs of good jobs, compressed, in a file of their own: millions of small files would tire any file system."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
         self._db.execute("PRAGMA journal_mode = WAL" if not on_network(path) else "PRAGMA journal_mode = DELETE")
         self._db.execute(
@@ -496,11 +512,18 @@ class PackedLogs:
         )
 
     def pack(self, logs: Iterable[tuple[str, str, bytes]]) -> None:
-        """Keep (job, batch, log); doing it again is harmless."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """Keep (job, batch, log); doing it again is harmless. Raises LedgerError; nothing is kept then."""
         rows = ((job, batch, zlib.compress(text)) for job, batch, text in logs)
-        self._db.executemany("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", rows)
-        self._db.execute("COMMIT")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            text = f"the packed logs {self._path} cannot be written: {error}"
+            raise LedgerError(text, _HINTS.get(str(error), "")) from error
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def read(self, job: str, batch: str) -> bytes | None:
         """A job's log, or None."""

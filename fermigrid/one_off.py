@@ -26,6 +26,7 @@ def describe(
     memory: str | None,
     disk: str | None,
     walltime: str | None,
+    retries: int | None,
 ) -> dict[str, Any]:
     """What a campaign file for this command would say. A program that is a file here travels with the job.
 
@@ -45,13 +46,14 @@ def describe(
     }
     if outputs:
         pattern = "{job}." if jobs > 1 else ""
-        step["outputs"] = {output: pattern + _literal(output) for output in outputs}
+        step["outputs"] = {_literal(output): pattern + _literal(output) for output in outputs}
     return {
         "campaign": name or _name(words[0], now),
         "image": image,
         "software": list(software),
         "code": travels,
         "runs": {"count": str(jobs)},
+        "retries": {} if retries is None else {"max": str(retries)},
         "steps": {"command": step},
     }
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Fields = tuple[tuple[str, str], ...]
 _NONE = frozenset[str]()
-_SCHEME = re.compile(r"(?:file|https?|root)://|/")
+_SCHEME = re.compile(r"(?:file|https?|x?root)://|/")
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,7 @@ def _secret_fields(name: str, secret: Secret) -> Iterator[tuple[str, str]]:
 def _row_text(a: Assembled, work: Work, step: Step) -> str:
     """The row of every job of a step as one format string over `variables_of`, escapes of the literals done."""
     constants, variables = constants_of(a.campaign, work.step, work.site), variables_of(step, a.runs[0])
+    first = next(jobs_of(work.step, step, work.runs))
 
     def text(written: str) -> str:
         return compile_text(written, constants, variables, encode_field)
@@ -256,10 +257,10 @@ def _row_text(a: Assembled, work: Work, step: Step) -> str:
     fields += [f"arg={text(argument)}" for argument in arguments]
     fields += [f"env={name}={text(value)}" for name, value in step.environment.items()]
     for local, places in step.inputs.items():
-        fields.append(f"in={text(_double(local))}")
-        fields += [f"in.from={_place(text(place), a)}" for place in places]
+        fields.append(f"in={text(local)}")
+        fields += [f"in.from={_place(text(place), a, first)}" for place in places]
     for local, to in step.outputs.items():
-        fields += [f"out={text(_double(local))}", f"out.to={text(to)}"]
+        fields += [f"out={text(local)}", f"out.to={text(to)}"]
     return "\t".join(fields)
 
 
@@ -267,9 +268,9 @@ def _double(name: str) -> str:
     return name.replace("{", "{{").replace("}", "}}")
 
 
-def _place(compiled: str, a: Assembled) -> str:
-    """An input's place; a relative path starts at the campaign file's folder."""
-    if _SCHEME.match(compiled) or compiled.startswith("{"):
+def _place(compiled: str, a: Assembled, first: Mapping[str, str]) -> str:
+    """An input's place; a relative path starts at the campaign file's folder. The first job tells whether it is one."""
+    if _SCHEME.match(compiled.format_map(first)):
         return compiled
     return _double(encode_field(f"{a.folder}/")) + compiled
 

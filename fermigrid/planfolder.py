@@ -24,7 +24,8 @@ def write_plan(plan: Plan, folder: Path) -> str:
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in folder.parent.glob(f".{folder.name}.*.draft"):  # by a fermigrid that was killed
+            shutil.rmtree(left, ignore_errors=True)
         (draft / "shards").mkdir(parents=True)
         digest = _write_files(plan, draft)
         draft.rename(folder)

@@ -91,10 +91,11 @@ def parse_report(log: bytes, job: str, batch: str) -> Report:
         if int(size) != len(text):
             raise NoReport("its report is cut short")
         data = json.loads(text.decode(errors="replace"))
+        json.dumps(data, ensure_ascii=False).encode()  # half a character ("\ud800") could be stored nowhere
         report = _from_json(data, text.decode(errors="replace"))
     except NoReport:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise NoReport(f"its report cannot be read: {error!r}") from error
     if (report.job, report.batch) != (job, batch):
         raise NoReport(f"the report in its log is of {report.job} in batch {report.batch}")
@@ -112,7 +113,7 @@ def _from_json(data: Mapping[str, Any], text: str) -> Report:
         where=str(data["where"]),
         rehearsal=bool(data["rehearsal"]),
         rung=str(data["image"]["rung"]),
-        exit=int(data["exit"]),
+        exit=_exit_code(data["exit"]),
         payload_exit=None if payload_exit is None else int(payload_exit),
         message=str(data["message"]),
         begin=int(data["begin"]),
@@ -123,6 +124,12 @@ def _from_json(data: Mapping[str, Any], text: str) -> Report:
     )
 
 
+def _exit_code(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= 255:
+        raise ValueError(f"{value!r} is no exit code")
+    return value
+
+
 def outputs_of(data: str) -> tuple[Output, ...]:
     """The outputs in a report's JSON."""
     return _outputs(json.loads(data))
@@ -130,9 +137,16 @@ def outputs_of(data: str) -> tuple[Output, ...]:
 
 def _outputs(data: Mapping[str, Any]) -> tuple[Output, ...]:
     return tuple(
-        Output(str(o["name"]), str(o["to"]), str(o["file"]), int(o["bytes"]), str(o["sha256"]), str(o["result"]))
+        Output(str(o["name"]), _inside(o["to"]), str(o["file"]), int(o["bytes"]), str(o["sha256"]), str(o["result"]))
         for o in data["outputs"]
     )
+
+
+def _inside(to: str) -> str:
+    """A name to publish; a log is no trusted place, so that it may not leave the folder of the outputs."""
+    if any(part in ("", ".", "..") for part in to.split("/")) or "\0" in to:
+        raise ValueError(f"the output's name {to!r} leaves the folder of the outputs")
+    return to
 
 
 def verdict(report: Report) -> str:

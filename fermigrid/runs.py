@@ -7,7 +7,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -69,9 +69,10 @@ def parse_table(text: str, file: str) -> tuple[Run, ...]:
     if not runs and not problems:
         problems.append(Problem(file, 1, "", "has a header and no run"))
     if problems:
-        more = len(problems) - SHOWN
-        tail = [Problem(file, 10**9, "", f"and {more} more")] if more > 0 else []
-        raise ConfigError(problems[:SHOWN] + tail)
+        if (more := len(problems) - SHOWN) > 0:
+            last = problems[SHOWN - 1]
+            problems[SHOWN - 1 :] = [replace(last, message=f"{last.message}; and {more} more problems of this table")]
+        raise ConfigError(problems)
     return tuple(runs)
 
 

@@ -59,6 +59,6 @@ def next_state(now: State, seen: Seen) -> State:
     """
     if now.final:
         return State.ENDED if (now, seen) == (State.REMOVED, Seen.ENDED) else now
-    if now is State.ENDED and seen is not Seen.REMOVED:
+    if now is State.ENDED:
         return now
     return _NEXT[seen]

@@ -42,9 +42,13 @@ class Hand:
     tell: Tell
 
 
-def batch_id(digest: str, step: str, site: str, generation: int) -> str:
-    """uuid5 of what makes a batch, 32 hex digits (DIRAC's JobGroup has room for no more)."""
-    return uuid.uuid5(NAMESPACE, f"{digest}/{step}/{site}/{generation}").hex
+def batch_id(instance: str, digest: str, step: str, site: str, generation: int) -> str:
+    """uuid5 of what makes a batch, 32 hex digits (DIRAC's JobGroup has room for no more).
+
+    `instance` is the campaign's: without it, the same campaign in a second run folder would find, and adopt, the batches
+    of the first.
+    """
+    return uuid.uuid5(NAMESPACE, f"{instance}/{digest}/{step}/{site}/{generation}").hex
 
 
 def campaign_digest(assembled: Assembled, site: str | None) -> str:
@@ -94,6 +98,7 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
         raise RunFolderError(f"cannot write into the run folder {folder.path}: {error.strerror}") from error
     record = CampaignRecord(
         name=assembled.campaign.campaign,
+        instance=uuid.uuid4().hex,
         digest=digest,
         site=site,
         parameters=dict(assembled.campaign.parameters),
@@ -143,7 +148,7 @@ def options_of(site: Site, retries: int) -> dict[str, object]:
 
 def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: Iterable[Work], hand: Hand) -> int:
     """Plan, write, intend and send each batch; returns how many were sent."""
-    sent = 0
+    sent, instance = 0, ledger.campaign().instance
     for work in works:
         plan = plan_batch(assembled, work)
         header, site = plan.header, plan.header.request.site
@@ -152,7 +157,7 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
             shutil.rmtree(place / "plan")
         digest = write_plan(plan, place / "plan")
         record = BatchRecord(
-            id=batch_id(digest, work.step, work.site, work.generation),
+            id=batch_id(instance, digest, work.step, work.site, work.generation),
             block=work.block,
             step=work.step,
             generation=work.generation,

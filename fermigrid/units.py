@@ -10,11 +10,12 @@ BYTES = {
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+MOST = 2**53  # what a float still counts by ones
 
 
-def _parse(text: str, units: dict[str, int], example: str) -> int:
+def _parse(text: object, units: dict[str, int], example: str) -> int:
     known = ", ".join(units)
-    match = _NUMBER.match(text)
+    match = _NUMBER.match(text) if isinstance(text, str) else None
     if not match:
         raise ValueError(f"not a quantity: write a number and one of {known}, such as {example}")
     number, unit = match.groups()
@@ -22,18 +23,20 @@ def _parse(text: str, units: dict[str, int], example: str) -> int:
         raise ValueError(f"has no unit: write one of {known} behind it, such as {example}")
     if unit not in units:
         raise ValueError(f"unknown unit {unit!r}: use one of {known}, such as {example}")
-    value = round(float(number) * units[unit])
-    if value <= 0:
+    value = float(number) * units[unit]
+    if value > MOST:
+        raise ValueError("is more than any machine has")
+    if round(value) <= 0:
         raise ValueError("must be more than nothing")
-    return value
+    return round(value)
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: object) -> int:
     """`2 GiB` -> bytes. Raises ValueError with what is allowed."""
     return _parse(text, BYTES, "2 GiB")
 
 
-def parse_seconds(text: str) -> int:
+def parse_seconds(text: object) -> int:
     """`4 h` -> seconds. Raises ValueError with what is allowed."""
     return _parse(text, SECONDS, "4 h")
 

@@ -146,7 +146,7 @@ def _apply(ledger: Ledger, items: Items, batches: dict[str, BatchRecord], seen: 
 
 def _step(job: JobRecord, event: JobSeen) -> JobRecord:
     state = next_state(job.state, event.seen)
-    if state is job.state and event.seen is not Seen.STARTED:
+    if state is job.state and not (state is State.RUNNING and event.seen is Seen.STARTED):
         return job
     code = event.code if event.seen is not Seen.ENDED else str(event.exit_code if event.exit_code is not None else "")
     return replace(

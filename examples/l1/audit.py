@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Audit a campaign's outputs: open each file again and compare it with the run table and with the event file.
 
-Run by run and event by event (by EVENT_ID): files that are missing, extra or damaged, wrong counts, events that are lost,
-there twice, foreign (not this run's, or not selected) or changed, wrong good time intervals. Prints a table of the runs
-that differ and what differs, then a total.
+Run by run and event by event (by EVENT_ID): files that are missing, extra or damaged, wrong counts, events that are
+lost, there twice, foreign (not this run's, or not selected) or changed, wrong good time intervals. Prints a table of
+the runs that differ and what differs, then a total.
 
 Exit codes: 0 everything agrees, 1 something differs, 2 usage, 3 the run table or the event file cannot be used.
 """
@@ -130,12 +130,12 @@ def compare(line: Line, expected: fits.FITS_rec, found: fits.FITS_rec) -> None:
 
 
 def count_changed(expected: fits.FITS_rec, found: fits.FITS_rec) -> int:
-    """Events that are in both and not the same in every column; a column that is missing changes all."""
+    """Events that are in both and not the same in every column; a column missing or of another form changes all."""
     _, at, to = np.intersect1d(expected["EVENT_ID"], found["EVENT_ID"], return_indices=True)
-    if not set(expected.names) <= set(found.names):
-        return len(at)
     changed = np.zeros(len(at), dtype=bool)
     for name in expected.names:
+        if name not in found.names or expected[name].shape[1:] != found[name].shape[1:]:
+            return len(at)
         one, other = np.asarray(expected[name])[at], np.asarray(found[name])[to]
         same = (one == other) | ((one != one) & (other != other))  # NaN is the same as NaN
         changed |= ~same.all(axis=tuple(range(1, same.ndim)))

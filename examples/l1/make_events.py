@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make an event file that looks like the LAT's (FT1), and its run table, for trying things out. All events are invented.
+"""Make an event file that looks like the LAT's (FT1), and its run table, for trying things out: invented events.
 
-Runs of 95 minutes one after the other from August 2008 on, about 30 photons in each: energies by a power law, directions
-all over the sky, event numbers that grow within a run and begin anew in the next one, as the LAT's do. Same seed, same
-bytes.
+Runs of 95 minutes one after the other from August 2008 on, about 30 photons in each: energies by a power law,
+directions all over the sky, event numbers that grow within a run and begin anew in the next one, as the LAT's do.
+Same seed, same bytes.
 
 Exit codes: 2 usage, 4 a file cannot be written.
 """

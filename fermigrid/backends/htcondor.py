@@ -170,7 +170,9 @@ def _reason(state: Seen, event: LogEvent) -> str:
         return words.eviction(event.reason, event.lines)
     if state is Seen.REMOVED:
         return words.removal(event.reason)
-    return (event.reason or "") if state in (Seen.HELD, Seen.RELEASED) else ""
+    if state is Seen.RELEASED:
+        return words.liberation(event.reason)
+    return (event.reason or "") if state is Seen.HELD else ""
 
 
 def resolve(handles: Sequence[Handle]) -> Observation:

@@ -344,7 +344,7 @@ def _has(job: classad2.ClassAd, slot: classad2.ClassAd, resource: str) -> bool:
 
 
 def _idle(slot: classad2.ClassAd) -> bool:
-    return slot.get("SlotType") == "Partitionable" or slot.get("State") == "Unclaimed"
+    return bool(slot.get("SlotType") == "Partitionable" or slot.get("State") == "Unclaimed")
 
 
 def _user(collector: htcondor2.Collector, user: str) -> dict[str, Any] | None:

@@ -49,7 +49,8 @@ def read_submit_error(words: str, answers: bool) -> Fault:
     (`SCHEDD:<number>:...`) prove that it failed.
     """
     if words.startswith("Failed to connect to schedd"):
-        return Fault("refused" if is_permission(words) else "unavailable", words)
+        shut_out = is_permission(words) or (answers and "during command authorization" in words)
+        return Fault("refused" if shut_out else "unavailable", words)
     if words.startswith(_NEVER_COMMITTED):
         if limit := re.search(r"Schedd says (-\d+)", words):
             return Fault("refused", _LIMITS.get(limit[1], words))
@@ -168,6 +169,11 @@ def removal(reason: str | None) -> str:
     return reason or ""
 
 
+def liberation(reason: str | None) -> str:
+    """Why a job was released (013)."""
+    return "fermigrid's policy tries it again" if reason and "PeriodicRelease expression" in reason else reason or ""
+
+
 def is_warning(text: str) -> bool:
     """Whether an event (021) is only a warning: the job goes on."""
     return text.startswith("Warning from")
@@ -230,7 +236,7 @@ def explain(facts: Facts, index: int) -> tuple[str, ...]:
     job, factory = facts["job"], facts["factory"]
     if job is not None:
         return tuple(_explain_queued(job, factory, facts))
-    if factory is not None and index >= int(factory.get("JobMaterializeNextProcId", 0)):
+    if factory is not None and index >= int(factory.get("JobMaterializeNextProcId", index + 1)):
         return tuple(_explain_unmaterialized(factory, index))
     if facts["left"] is not None:
         return (_explain_left(facts["left"]),)

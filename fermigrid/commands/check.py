@@ -25,7 +25,8 @@ def command(file: Path, site: str | None, parameters: tuple[str, ...], folders: 
     assembled = checked(file, site, parameters, search_folders(folders))
     campaign = assembled.campaign
     blocks = blocks_of(campaign, assembled.runs)
-    click.echo(f"{file}: good. Campaign {campaign.campaign}, {len(assembled.runs)} runs in {blocks} blocks")
+    in_blocks = f" in {blocks} blocks" if blocks > 1 else ""
+    click.echo(f"{file}: good. Campaign {campaign.campaign}, {len(assembled.runs)} runs{in_blocks}")
     for name, step in campaign.steps.items():
         click.echo(f"  {name}: {count_jobs(step, assembled.runs)} jobs")
     if assembled.sites:

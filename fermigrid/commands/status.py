@@ -76,7 +76,7 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
             [b.batch.name, b.batch.site, b.words, b.batch.jobs, *(b.counts[state] for state in used)]
             for b in standing.batches
         ]
-        print_table(["batch", "site", "", "jobs", *used], lines)
+        print_table(["batch", "site", "state", "jobs", *used], lines)
         click.echo(f"{f.assembled.campaign.campaign}: {standing.jobs} jobs, {standing.words}")
         if standing.rehearsed:
             click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fermigrid.commands.options import checked, search_folders, set_option, site_option, sites_option
 
@@ -39,6 +40,7 @@ class FileOrCommand(click.Command):
 @click.option("--memory", help="For a command, such as '2 GiB'.")
 @click.option("--disk", help="For a command, such as '10 GiB'.")
 @click.option("--walltime", help="For a command, such as '4 h'.")
+@click.option("--retries", type=int, help="For a command: more starts after failures of the infrastructure.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -63,8 +65,9 @@ def command(
     search = search_folders(folders)
     if words is None:
         assert file is not None
-        if given := sorted(name for name, value in one_off.items() if value not in (None, (), 1)):
-            raise click.UsageError(f"--{given[0].rstrip('s')} goes with -- COMMAND, a campaign file says it itself")
+        for option in ctx.command.params:
+            if option.name in one_off and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{option.opts[0]} goes with -- COMMAND, a campaign file says it itself")
         assembled = checked(file, site, parameters, search)
     else:
         assembled = _one_off(words, site, search, one_off)
@@ -103,6 +106,8 @@ def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tupl
     if standing.rehearsed:
         click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")
     click.echo(f"run folder: {folder.path}", err=True)
+    if wait and not standing.good:
+        click.echo(f"what failed, and why: fermigrid status {folder.path} --failed", err=True)
     return 1 if wait and not standing.good else 0
 
 

@@ -178,7 +178,7 @@ _await() {  # PID -> its status, however often signals interrupt the wait
 
 _kill_later() {  # SECONDS GROUP
     set -m
-    { trap - ERR; sleep "$1"; kill -KILL -- "-$2"; } > /dev/null 2>&1 < /dev/null &
+    { trap - ERR; sleep "$1"; kill -KILL -- "-$2"; } > /dev/null 2>&1 < /dev/null 3>&- 4>&- &
     killer=$!
     set +m
 }
@@ -194,7 +194,7 @@ _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took 
     local limit=$1 status=0
     shift
     set -m
-    "$@" < /dev/null &
+    "$@" < /dev/null 3>&- 4>&- &
     child=$!
     set +m
     [ "$limit" = 0 ] || _kill_later "$limit" "$child"
@@ -213,7 +213,7 @@ _ask() {  # SECONDS COMMAND... (0: no limit)
     [ "$1" = 0 ] || limit=(-t "$1")
     shift
     answer=()
-    exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null; printf '%s\n' "$BASHPID"; "$@"; printf 'ended\n')
+    exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null 3>&- 4>&-; printf '%s\n' "$BASHPID"; "$@"; printf 'ended\n')
     while :; do
         interrupted=''
         if IFS= read -r ${limit[@]+"${limit[@]}"} -u "$fd" line; then
@@ -910,7 +910,7 @@ _check_proxy() {  # INDEX of a secret.point: an X.509 proxy that has ended, wher
 
 _guard_secrets() {  # its stdin ends when the worker does, whatever ended it
     set -m
-    exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1; read -r _; rm -rf -- "$secret_dir")
+    exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1 3>&- 4>&-; read -r _; rm -rf -- "$secret_dir")
     set +m
 }
 
@@ -1193,32 +1193,37 @@ _trial() {  # runs in a child -> what the runtime said, and last its status
     printf '%s\n' "$status"
 }
 
-_close_inherited() {  # what belongs to the worker alone
+_close_inherited() {  # in the child: signals are its own from here, open files the worker's alone
     local fd
-    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd"; do
+    trap - ERR PIPE
+    printf 'ready\n' >&"$ready_fd"
+    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$ready_fd"; do
         [ -z "$fd" ] || exec {fd}>&-
     done
 }
 
 _launch() {  # COMMAND... ; runs in a child
     _close_inherited
-    trap - ERR PIPE
     exec "$@"
 }
 
 _launch_bare() {  # in this container, or in a rehearsal: with an empty environment
     _close_inherited
-    trap - ERR PIPE
     exec -c "$BASH" "$control/launch.sh"
 }
 
 _start_payload() {  # COMMAND... -> status
+    local group ready_fd
     status=0
     rm -f -- "$control/started.$side"
+    exec {ready_fd}<> <(:)
     set -m
-    "$@" < /dev/null &
-    payload_group=$!
+    "$@" < /dev/null 3>&- 4>&- &
+    group=$!
     set +m
+    read -r -u "$ready_fd" _ || :           # until then a signal would be lost in the child
+    exec {ready_fd}>&-
+    payload_group=$group
     [ "$side" = run ] || printf '%s\n' "$payload_group" > "$control/group" || :
     _forward                                # what came before there was a group
     _await "$payload_group" || status=$?
@@ -1367,7 +1372,6 @@ _main_inside() {
     work=$scratch/work control=$scratch/work/.fermigrid secret_dir=$secret_view
     _now
     phase_ms=$now_ms
-    trap _on_exit EXIT
     _set_traps
     cd -- "$scratch"
     _parse_settings job.env
@@ -1653,10 +1657,11 @@ _on_exit() {
     trap - ERR EXIT
     set +Eeu
     finishing=yes
+    exec 1>&3 2>&4
     for group in HUP INT TERM QUIT USR1 USR2 XCPU PIPE; do trap '' "$group"; done
     [ -n "$exit_code" ] || { exit_code=$INTERNAL message="internal error: the worker ended by itself with status $status"; }
     for group in "$payload_group" "$child" "$killer"; do
-        [ -z "$group" ] || kill -KILL -- "-$group" 2> /dev/null
+        [ -z "$group" ] || { disown "$group"; kill -KILL -- "-$group"; } 2> /dev/null
     done
     if [ -z "$json_report" ]; then
         [ "$exit_code" = 0 ] || _log "exit $exit_code: $message"
@@ -1690,11 +1695,13 @@ _clean() {  # before the report, so that a full disk has room for it
 _back_off() {  # a node that cannot do the job at all must not empty the queue
     [ "$wait" -gt 0 ] || return 0
     trap 'exit "$exit_code"' HUP INT TERM QUIT
-    sleep "$wait" > /dev/null 2>&1 &
+    sleep "$wait" > /dev/null 2>&1 3>&- 4>&- &
     wait "$!"
 }
 
-_set_traps() {
+_set_traps() {  # and keeps the true stdout and stderr for the end, which may come in the middle of a redirection
+    exec 3>&1 4>&2
+    trap _on_exit EXIT
     trap '_on_error "$?" "${FUNCNAME[0]:-main}" "$LINENO"' ERR
     trap '_on_signal HUP 1' HUP
     trap '_on_signal INT 2' INT
@@ -1734,7 +1741,6 @@ _main() {
     [ -n "$begin" ] || begin=$(date +%s)
     _now
     begin_ms=$now_ms phase_ms=$now_ms
-    trap _on_exit EXIT
     _set_traps
     _need "$TAME" "$job" "job"
     _need "$TAME" "$shard_file" "shard file"

@@ -91,4 +91,6 @@ class Product:
 
     def command(self, site: str, image: str, words: Sequence[str], *options: str, **how: Any) -> Any:
         """One command as a job, waited for; its name is `one`."""
-        return self.run("submit", "--site", site, "--image", image, "--wait", "--name", "one", *options, "--", *words, **how)
+        return self.run(
+            "submit", "--site", site, "--image", image, "--wait", "--name", "one", *options, "--", *words, **how
+        )

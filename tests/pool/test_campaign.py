@@ -64,7 +64,8 @@ def test_l1_campaign_on_the_pool_audits_clean(product: Product) -> None:
     )  # fmt: skip
     assert f"{RUNS} jobs, {RUNS} done" in done.stdout
     outputs = product.folder / "run/outputs"
-    audit = [sys.executable, l1 / "audit.py", "--runs", l1 / "runs.csv", "--events", events, "--outputs", outputs]
+    audit = [sys.executable, l1 / "audit.py", "--runs", l1 / "runs.csv", "--events", events, "--outputs", outputs,
+             "--emin", "300", "--zmax", "100"]  # fmt: skip
     result = subprocess.run(audit, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     name = lines[1].split(",")[0]
@@ -131,7 +132,8 @@ def test_an_image_that_is_nowhere_is_exit_82(product: Product) -> None:
 """,
     )
     product.run(
-        "submit", "--site", "pool-f", "--sites", str(images), "--image", "gone", "--wait", "--name", "one", "--", "true",
+        "submit", "--site", "pool-f", "--sites", str(images), "--image", "gone", "--wait", "--name", "one",
+        "--retries", "0", "--", "true",
         code=1, timeout=400,
     )  # fmt: skip
     listed = json.loads(product.run("status", "one", "--failed", "--json").stdout)
@@ -165,7 +167,9 @@ def test_a_site_that_ignores_the_request_never_runs_the_payload_bare(product: Pr
 def test_a_site_with_an_image_of_its_own_never_runs_the_payload_in_it(product: Product) -> None:
     """SITEE gives its default image to a job that asks for none, as the healed job does at its second start."""
     site_file(product, "default", "SITEE")
-    done = product.command("default", "light-broken", ["cat", "/etc/fermigrid-image"], "--sites", "sites", code=None)
+    done = product.command(
+        "default", "light-broken", ["cat", "/etc/fermigrid-image"], "--sites", "sites", "--retries", "0", code=None
+    )
     reports = product.reports("one", "command.0000")
     if done.returncode == 0:
         assert product.log("one", "command.0000") == ["light-1"]
@@ -280,7 +284,19 @@ output: {kind: transfer}
 """,
     )
     product.run(
-        "submit", "--site", "nowhere", "--sites", "sites", "--image", "light", "--name", "one", "--jobs", "3", "--", "true"
+        "submit",
+        "--site",
+        "nowhere",
+        "--sites",
+        "sites",
+        "--image",
+        "light",
+        "--name",
+        "one",
+        "--jobs",
+        "3",
+        "--",
+        "true",
     )
     why = product.run("why", "one", "command.0001").stdout
     assert "waiting" in why

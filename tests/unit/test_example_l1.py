@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib
+import io
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,27 @@ REAL = PROJECT.parent / "shared" / "data" / "lat_events_2008_2011.fits.gz"
 SELECTION = ("--emin", "300", "--zmax", "100")
 
 
-def program(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLE / name), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
-    )
+@dataclass(frozen=True)
+class Done:
+    """How a program ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def program(name: str, *arguments: object, **environment: str) -> Done:
+    """Run a program of the example in this process: importing astropy costs more than all the work."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.syspath_prepend(str(EXAMPLE))
+        for key, value in environment.items():
+            patch.setenv(key, value)
+        try:
+            code = importlib.import_module(name.removesuffix(".py")).main([str(a) for a in arguments])
+        except SystemExit as end:  # argparse
+            code = end.code
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def good(name: str, *arguments: object, **environment: str) -> str:
@@ -57,14 +74,13 @@ class Data:
         base = ("--events", self.events, "--run", run, "--output", output, "--version", "400")
         return good("filter_run.py", *base, *arguments, **environment)
 
-    def audit(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def audit(self, *arguments: object) -> Done:
         return program("audit.py", "--runs", self.table, "--events", self.events, "--outputs", self.outputs, *arguments)
 
     def filter_all(self, *selection: object) -> None:
         self.outputs.mkdir()
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for job in [pool.submit(self.filter, run, self.outputs / name_of(run), *selection) for run in self.runs]:
-                job.result()
+        for run in self.runs:
+            self.filter(run, self.outputs / name_of(run), *selection)
 
 
 def make_data(folder: Path, runs: int) -> Data:
@@ -82,11 +98,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 @pytest.fixture
-def copy(small: Data, tmp_path: Path) -> Iterator[Data]:
+def copy(small: Data, tmp_path: Path) -> Data:
     """The same outputs, to be damaged."""
     shutil.copytree(small.outputs, tmp_path / "outputs")
     shutil.copy(small.table, tmp_path / "runs.csv")
-    yield Data(small.events, tmp_path / "runs.csv", tmp_path / "outputs")
+    return Data(small.events, tmp_path / "runs.csv", tmp_path / "outputs")
 
 
 def first_run(data: Data) -> str:
@@ -112,11 +128,15 @@ def test_invented_events_look_like_the_real_ones(small: Data) -> None:
     assert len({(e["RUN_ID"], e["EVENT_ID"]) for e in events}) == len(events)
     inside = (events["TIME"][:, None] >= intervals["START"]) & (events["TIME"][:, None] <= intervals["STOP"])
     assert (inside.sum(axis=1) == 1).all()
-    # The galactic centre's direction, against a number that everybody knows: Sgr A* is at l = 359.94, b = -0.05 degrees.
-    rows = np.argmin(np.hypot(events["RA"] - 266.417, events["DEC"] + 29.008))
-    near = events[rows : rows + 1]
-    distance = np.hypot(near["RA"] - 266.417, near["DEC"] + 29.008)[0]
-    assert np.hypot((near["L"] + 180) % 360 - 180, near["B"])[0] < 1.2 * distance + 0.1
+
+
+def test_directions_are_turned_to_galactic_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sagittarius A* and the galactic north pole (SIMBAD; J2000, degrees)."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    make_events = importlib.import_module("make_events")
+    longitude, latitude = make_events.to_galactic(np.array([266.41684, 192.85948]), np.array([-29.00781, 27.12825]))
+    assert longitude[0] == pytest.approx(359.9442, abs=1e-3)
+    assert latitude == pytest.approx([-0.0462, 90.0], abs=1e-3)
 
 
 def test_the_run_table_has_each_run_with_its_number_of_events(small: Data, tmp_path: Path) -> None:
@@ -135,7 +155,7 @@ def test_a_run_is_selected_with_all_its_columns(small: Data) -> None:
     run = first_run(small)
     with fits.open(small.events) as hdus, fits.open(small.outputs / name_of(run), checksum=True) as made:
         events = hdus["EVENTS"].data
-        want = events[(events["RUN_ID"] == int(run[1:])) & (events["ENERGY"] >= 300) & (events["ZENITH_ANGLE"] <= 100)]
+        want = events[rows_of(small, run)]
         have, header = made["EVENTS"].data, made["EVENTS"].header
         assert 0 < len(want) < small.runs[run]
         assert have.columns.names == want.columns.names
@@ -149,8 +169,9 @@ def test_a_run_is_selected_with_all_its_columns(small: Data) -> None:
 
 
 def test_the_good_time_intervals_of_all_runs_are_those_of_the_event_file(small: Data) -> None:
-    parts = [fits.getdata(small.outputs / name_of(run), "GTI") for run in small.runs]
-    assert np.concatenate(parts).tobytes() == np.array(fits.getdata(small.events, "GTI")).tobytes()
+    parts = [interval for run in small.runs for interval in fits.getdata(small.outputs / name_of(run), "GTI").tolist()]
+    assert parts == fits.getdata(small.events, "GTI").tolist()
+    assert len(parts) == 5
 
 
 def test_the_same_run_gives_the_same_bytes(small: Data, tmp_path: Path) -> None:
@@ -196,7 +217,7 @@ def test_what_goes_wrong_is_told_by_exit_code_and_message(small: Data, tmp_path:
     fails([*events, *out, "--run", "239557414"], 2, "is no run")
     fails([*events, *out, "--run", run, "--first", "-1"], 2, "is no number of events")
     fails([*events, "--output", tmp_path / "o.fit", "--run", run, "--version", "4/0"], 2, "is no version")
-    fails(["--events", small.table, *out, "--run", run], 3, "cannot be read as FITS")
+    fails(["--events", small.table, *out, "--run", run], 3, "is no FITS file")
     fails(["--events", tmp_path / "none", *out, "--run", run], 3, "No such file")
     lost = ["--version", "400", "--output", tmp_path / "no" / "o.fit"]
     fails([*events, *lost, "--run", run], 4, "cannot be written")
@@ -205,20 +226,15 @@ def test_what_goes_wrong_is_told_by_exit_code_and_message(small: Data, tmp_path:
 
 def test_a_file_that_was_cut_short_is_not_taken_for_whole(small: Data, tmp_path: Path) -> None:
     whole = small.events.read_bytes()
-    (tmp_path / "cut.fits").write_bytes(whole[: len(whole) // 2])
+    blocks = len(whole) // 2880
+    (tmp_path / "cut.fits").write_bytes(whole[: len(whole) // 2 + 1])
+    (tmp_path / "block.fits").write_bytes(whole[: blocks // 2 * 2880])
+    (tmp_path / "last.fits").write_bytes(whole[:-2880])
     (tmp_path / "cut.fits.gz").write_bytes(gzip.compress(whole)[:-2000])
-    for name in ("cut.fits", "cut.fits.gz"):
-        arguments = [
-            "--events",
-            tmp_path / name,
-            "--run",
-            first_run(small),
-            "--output",
-            tmp_path / "o",
-            "--version",
-            "4",
-        ]
-        fails(arguments, 3, "cannot be read as FITS, or not to its end")
+    (tmp_path / "end.fits.gz").write_bytes(gzip.compress(whole)[:-4])
+    for name in ("cut.fits", "block.fits", "last.fits", "cut.fits.gz", "end.fits.gz"):
+        base = ["--run", first_run(small), "--output", tmp_path / "o", "--version", "4"]
+        fails(["--events", tmp_path / name, *base], 3, "cut short" if name == "cut.fits" else "or not to its end")
 
 
 def test_a_wrong_checksum_in_the_event_file_is_a_warning(small: Data, tmp_path: Path) -> None:
@@ -239,6 +255,17 @@ def test_a_compressed_event_file_gives_the_same(small: Data, tmp_path: Path) -> 
     assert (tmp_path / "o.fit").read_bytes() == (small.outputs / name_of(run)).read_bytes()
 
 
+def test_the_payload_runs_as_a_program(small: Data, tmp_path: Path) -> None:
+    """As the worker starts it: by its first line, with its folder nowhere in Python's path."""
+    run, output = first_run(small), tmp_path / "out.fit"
+    shutil.copy(EXAMPLE / "filter_run.py", tmp_path)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [tmp_path / "filter_run.py", "--events", small.events, "--run", run, "--output", output]
+    command += ["--version", "400", *SELECTION]
+    subprocess.run(command, check=True, timeout=60, env={"PATH": path}, cwd=tmp_path, capture_output=True)
+    assert output.read_bytes() == (small.outputs / name_of(run)).read_bytes()
+
+
 # --- audit
 
 
@@ -250,18 +277,26 @@ def test_two_hundred_runs_audit_clean(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "200 audited: all agree"
 
 
-def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], **cards: object) -> None:
-    """Alter an output's events, leaving a file that is otherwise in order."""
-    with fits.open(path) as hdus:
-        header = hdus["EVENTS"].header.copy()
+def rewrite(data: Data, run: str, rows: list[int], *, warmer: bool = False, **cards: object) -> None:
+    """Make a run's output anew, with these rows of the event file, and otherwise in order."""
+    path = data.outputs / name_of(run)
+    with fits.open(path, memmap=False, lazy_load_hdus=False) as old, fits.open(data.events, memmap=False) as source:
+        events = source["EVENTS"].data[rows]
+        if warmer:
+            events["ENERGY"][0] *= 1.0001
+        header = old["EVENTS"].header.copy()
         header.update(cards)
-        rows = change(np.array(hdus["EVENTS"].data))
-        table = fits.BinTableHDU(data=rows.view(fits.FITS_rec), header=header) if len(rows) else None
-        assert table is not None
-        parts = fits.HDUList([hdus[0].copy(), table, hdus["GTI"].copy()])
+        parts = fits.HDUList([old[0], fits.BinTableHDU(data=events, header=header), old["GTI"]])
         for part in parts:
             part.add_checksum()
         parts.writeto(path, overwrite=True)
+
+
+def rows_of(data: Data, run: str) -> list[int]:
+    """Which rows of the event file an output should have."""
+    events = fits.getdata(data.events, "EVENTS")
+    own = (events["RUN_ID"] == int(run[1:])) & (events["ENERGY"] >= 300) & (events["ZENITH_ANGLE"] <= 100)
+    return list(np.flatnonzero(own))
 
 
 def row_of(stdout: str, run: str) -> tuple[list[int], str]:
@@ -292,41 +327,36 @@ def test_audit_finds_a_missing_file(copy: Data) -> None:
 def test_audit_finds_a_lost_event(copy: Data) -> None:
     run = first_run(copy)
     n = kept(copy, run)
-    rewrite(copy.outputs / name_of(run), lambda rows: rows[1:])
+    rewrite(copy, run, rows_of(copy, run)[1:])
     assert differs(copy, run) == ([n, n - 1, 1, 0, 0, 0], f"NKEPT is {n}, not {n - 1}")
 
 
 def test_audit_finds_a_lost_event_whatever_the_header_says(copy: Data) -> None:
     run = first_run(copy)
     n = kept(copy, run)
-    rewrite(copy.outputs / name_of(run), lambda rows: rows[1:], NKEPT=n - 1)
+    rewrite(copy, run, rows_of(copy, run)[1:], NKEPT=n - 1)
     assert differs(copy, run) == ([n, n - 1, 1, 0, 0, 0], "")
 
 
 def test_audit_finds_a_doubled_event(copy: Data) -> None:
     run = first_run(copy)
     n = kept(copy, run)
-    rewrite(copy.outputs / name_of(run), lambda rows: np.concatenate([rows, rows[:1]]), NKEPT=n + 1)
+    rows = rows_of(copy, run)
+    rewrite(copy, run, [*rows, rows[0]], NKEPT=n + 1)
     assert differs(copy, run) == ([n, n + 1, 0, 1, 0, 0], "")
 
 
 def test_audit_finds_an_event_of_another_run(copy: Data) -> None:
     run, other = list(copy.runs)[:2]
     n = kept(copy, run)
-    rows = np.array(fits.getdata(copy.outputs / name_of(other), "EVENTS"))[:1]
-    rewrite(copy.outputs / name_of(run), lambda mine: np.concatenate([mine, rows]), NKEPT=n + 1)
+    rewrite(copy, run, [*rows_of(copy, run), rows_of(copy, other)[0]], NKEPT=n + 1)
     assert differs(copy, run) == ([n, n + 1, 0, 0, 1, 0], "")
 
 
 def test_audit_finds_a_changed_value(copy: Data) -> None:
     run = first_run(copy)
     n = kept(copy, run)
-
-    def warmer(rows: np.ndarray) -> np.ndarray:
-        rows["ENERGY"][0] *= 1.0001
-        return rows
-
-    rewrite(copy.outputs / name_of(run), warmer)
+    rewrite(copy, run, rows_of(copy, run), warmer=True)
     assert differs(copy, run) == ([n, n, 0, 0, 0, 1], "")
 
 
@@ -355,8 +385,19 @@ def test_audit_finds_a_flipped_byte(copy: Data) -> None:
 def test_audit_finds_a_file_cut_short(copy: Data) -> None:
     run = first_run(copy)
     path = copy.outputs / name_of(run)
-    path.write_bytes(path.read_bytes()[:-5000])
-    assert "cannot be read as FITS" in differs(copy, run)[1]
+    whole = path.read_bytes()
+    for size in (len(whole) - 5000, len(whole) // 2, 100, 0):  # within the last part, within EVENTS, next to nothing
+        path.write_bytes(whole[:size])
+        remarks = differs(copy, run)[1]
+        assert "cut short: " in remarks or "cannot be read as FITS" in remarks or "is no FITS file" in remarks
+
+
+def test_audit_finds_missing_good_time_intervals(copy: Data) -> None:
+    run = first_run(copy)
+    with fits.open(copy.outputs / name_of(run), memmap=False, lazy_load_hdus=False) as hdus:
+        hdus.pop()
+        hdus.writeto(copy.outputs / name_of(run), overwrite=True)
+    assert differs(copy, run)[1] == "its good time intervals are not those of the run"
 
 
 def test_audit_finds_files_that_should_not_be_there(copy: Data) -> None:

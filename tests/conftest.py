@@ -1,0 +1,47 @@
+"""The guard of all tests: no test finds the person's own campaigns, sites or settings, and unit tests reach no network."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+WITHOUT_ENGINES = (HERE / "unit", HERE / "golden", HERE / "test_layers.py")  # Python alone; the others have engines
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Campaigns that a test submits are remembered in a folder of its own."""
+    state = tmp_path_factory.getbasetemp() / "state" / f"{id(monkeypatch):x}"
+    monkeypatch.setenv("FERMIGRID_STATE", str(state))
+    for name in ("FERMIGRID_SITES", "FERMIGRID_POLL_S", "FERMIGRID_START"):
+        monkeypatch.delenv(name, raising=False)
+    return state
+
+
+@pytest.fixture(autouse=True)
+def guard(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Tests that need Python alone have no network and a home folder in which nothing may be written."""
+    if not any(request.path.is_relative_to(part) for part in WITHOUT_ENGINES):
+        yield
+        return
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket.socket, "connect", _refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", _refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", _refuse)
+    yield
+    assert list(home.iterdir()) == [], "something was written into the home folder"
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("a test without engines reached for the network")

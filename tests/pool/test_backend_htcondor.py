@@ -1,0 +1,417 @@
+"""The HTCondor backend and its submit template on a real pool: out, back, commands, policies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fermigrid.backends import Cursor, Handle
+from fermigrid.backends import htcondor as backend
+from fermigrid.errors import BackendUnavailable, SubmissionRefused
+from fermigrid.states import Seen
+from tests.pool.batches import (
+    GOOD,
+    STARTS,
+    events,
+    last,
+    log_of,
+    states,
+    submitted,
+    wait_for,
+    wait_until_seen,
+    write_batch,
+)
+
+if TYPE_CHECKING:
+    from tests.pool.conftest import Pool
+
+pytestmark = pytest.mark.pool
+BOTH = 'GLIDEIN_Site == "SITEA" || GLIDEIN_Site == "SITEB"'
+
+
+@pytest.fixture(autouse=True)
+def _as_fermi(fermi: Pool) -> None:
+    """Every test here is the pool's user fermi."""
+
+
+def heal(image: str) -> str:
+    """The self-healing request, as render.py writes it."""
+    return f'ifThenElse((NumVacatesByReason.SingularityTestFailed ?: 0) >= 1, undefined, "{image}")'
+
+
+# --- out and back ------------------------------------------------------------------------------------------
+
+
+def test_a_batch_goes_out_and_comes_back(job_folder: Path) -> None:
+    worker = (
+        f'[ $2 = job.000002 ] && {{ mkdir out; exit 0; }}\n{GOOD}; cat job.env "$3"; [ $2 != job.000003 ] || exit 7'
+    )
+    batch = write_batch(job_folder, worker, jobs=5)
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.ENDED, times=5)
+        assert backend.find(batch) == handle
+    assert {one.batch_id for one in seen} == {batch.batch_id}
+    assert states(handle, 1) == [Seen.SUBMITTED, Seen.STARTED, Seen.ENDED]
+    assert all(one.time.utcoffset() is not None and abs(one.time.timestamp() - time.time()) < 300 for one in seen)
+    assert last(seen, Seen.STARTED).host.endswith("@sitea@127-0-0-1.fermigrid.test")
+    assert {one.index: one.exit_code for one in seen if one.seen is Seen.ENDED} == {0: 0, 1: 0, 2: 0, 3: 7, 4: 0}
+    assert log_of(batch, 1) == "hello from job.000001\nformat=1\nx\n"
+    shards = sorted(batch.work_dir.iterdir())
+    came = [sorted(path.name for path in (shard / "out").iterdir()) for shard in shards]
+    assert came == [["job.000000.0.g0", "job.000001.0.g0"], ["job.000003.0.g0"], ["job.000004.0.g0"]]
+    told = (shards[1] / "out/job.000003.0.g0").read_text()
+    assert told == f"run job.000003 {shards[1].name} 2 {batch.batch_id}\n"
+
+
+def test_only_the_log_comes_back_where_outputs_are_published_elsewhere(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f"{GOOD}; touch left.behind", transfer_outputs=False)
+    with submitted(batch) as handle:
+        wait_until_seen(handle, Seen.ENDED)
+    assert [path.name for path in batch.work_dir.glob("*/*")] == ["job.000000.log"]
+
+
+def test_late_materialization_runs_every_job_once(job_folder: Path) -> None:
+    batch = write_batch(job_folder, jobs=30, max_materialize=4, max_idle=4, has_bundle=True)
+    (batch.plan_dir / "bundle.tar.gz").write_bytes(b"")
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.ENDED, times=30, limit=120)
+    assert sorted(one.index for one in seen if one.seen is Seen.ENDED) == list(range(30))
+    assert [log_of(batch, index) for index in range(30)] == [f"hello from job.{index:06d}\n" for index in range(30)]
+
+
+def test_a_hundred_thousand_jobs_leave_in_a_second_and_are_gone_with_their_factory(job_folder: Path) -> None:
+    batch = write_batch(job_folder, jobs=100_000, max_materialize=20, max_idle=10, requirements="false")
+    began = time.monotonic()
+    handle = backend.submit(batch)
+    assert time.monotonic() - began < 1
+    waiting = backend.explain(handle, 70_000)
+    assert "of the batch's 100000 jobs (late materialization), and this is number 70001" in waiting[0]
+    with pytest.raises(SubmissionRefused, match="1 of these jobs are not in the queue yet"):
+        backend.remove([handle], [0, 70_000])
+    backend.hold([handle])
+    assert "makes no more of them now: fermigrid hold" in backend.explain(handle, 70_000)[1]
+    backend.remove([handle])
+    backend.remove([handle])  # again is harmless
+    wait_until_seen(handle, Seen.REMOVED, times=100_000)
+    assert {one.index for one in events(handle) if one.seen is Seen.REMOVED} == set(range(100_000))
+
+
+def test_what_was_observed_is_observed_again_from_the_same_cursor(job_folder: Path) -> None:
+    batch = write_batch(job_folder, jobs=2)
+    with submitted(batch) as handle:
+        wait_until_seen(handle, Seen.ENDED, times=2)
+        first = backend.observe([handle], Cursor())
+        assert backend.observe([handle], Cursor()) == first
+        assert backend.observe([handle], first.cursor) == replace(first, seen=())
+        stranger = replace(handle, cluster=handle.cluster + 1_000_000)
+        assert backend.observe([stranger], Cursor()).seen == ()
+
+
+def test_a_batch_is_found_in_queue_and_history_without_its_event_log(job_folder: Path) -> None:
+    batch = write_batch(job_folder, jobs=3, requirements=f"{BOTH} || true")
+    assert backend.find(batch) is None
+    handle = backend.submit(batch)
+    batch.event_log.rename(job_folder / "kept.log")
+    assert backend.find(batch) == handle
+    wait_for(lambda: all(one.seen is Seen.ENDED for one in backend.resolve([handle]).seen), "all ended")
+    assert backend.find(batch) == handle
+
+
+def test_a_factory_without_jobs_is_found_in_the_queue(job_folder: Path) -> None:
+    batch = write_batch(job_folder, jobs=10, max_materialize=2, requirements="false")
+    with submitted(batch) as handle:
+        backend.hold([handle])  # the factory makes no more
+        backend.remove([handle], [0, 1])
+        wait_until_seen(handle, Seen.REMOVED, times=2)
+        batch.event_log.unlink()
+        assert backend.find(batch) == handle
+        now = {one.index: one.seen for one in backend.resolve([handle]).seen}
+        assert [now[index] for index in (0, 1, 2, 9)] == [Seen.REMOVED, Seen.REMOVED, Seen.SUBMITTED, Seen.SUBMITTED]
+
+
+def test_a_damaged_or_lost_event_log_is_made_up_for(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f'{GOOD}; [ "$2" = job.000000 ] || sleep 600', jobs=3)
+    with submitted(batch) as handle:
+        wait_until_seen(handle, Seen.STARTED, times=3)
+        wait_until_seen(handle, Seen.ENDED)
+        backend.hold([handle], [1])
+        wait_until_seen(handle, Seen.HELD)
+        cursor = backend.observe([handle], Cursor()).cursor
+        batch.event_log.write_bytes(b"")
+        observation = backend.observe([handle], cursor)
+        assert "it was replaced" in observation.problems[0]
+        assert {one.index: one.seen for one in observation.seen} == {0: Seen.ENDED, 1: Seen.HELD, 2: Seen.STARTED}
+        assert {one.index: one.exit_code for one in observation.seen}[0] == 0
+        batch.event_log.unlink()
+        observation = backend.observe([handle], Cursor())
+        assert observation.problems[0].endswith("the event log is not there")
+        assert len(observation.seen) == 3
+
+
+def test_a_job_that_nobody_knows_is_lost_and_not_failed(job_folder: Path) -> None:
+    batch = write_batch(job_folder, jobs=2)
+    observation = backend.observe([Handle(batch, "", 999_999)], Cursor())
+    assert [one.seen for one in observation.seen] == [Seen.LOST, Seen.LOST]
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+def test_hold_release_and_remove_of_some_jobs(job_folder: Path) -> None:
+    batch = write_batch(job_folder, "sleep 600", jobs=4, macros={"fg_remove_after": 1})
+    with submitted(batch) as handle:
+        wait_until_seen(handle, Seen.STARTED, times=4)
+        backend.hold([handle], [1, 2])
+        seen = wait_until_seen(handle, Seen.HELD, times=2)
+        assert {(one.index, one.reason, one.code) for one in seen if one.seen is Seen.HELD} == {
+            (1, "fermigrid hold (by user fermi)", "1/0"),
+            (2, "fermigrid hold (by user fermi)", "1/0"),
+        }
+        assert backend.explain(handle, 1)[:2] == (
+            "held: fermigrid hold (by user fermi) (code 1/0, UserRequest)",
+            "that means: a person held it",
+        )
+        assert backend.explain(handle, 0)[0].startswith("it runs on slot1_")
+        backend.remove([handle], [0])
+        assert last(wait_until_seen(handle, Seen.REMOVED), Seen.REMOVED).reason == "fermigrid remove (by user fermi)"
+        assert backend.explain(handle, 0) == ("it was removed: fermigrid remove (by user fermi)",)
+        backend.release([handle], [2])
+        wait_until_seen(handle, Seen.RELEASED)
+        wait_until_seen(handle, Seen.STARTED, times=5)  # and a person's hold outlasts the policy that clears others
+        assert states(handle, 2)[-3:] == [Seen.HELD, Seen.RELEASED, Seen.STARTED]
+        assert states(handle, 1)[-1] is Seen.HELD
+
+
+def test_somebody_elses_jobs_are_not_touched(pool: Pool, job_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = write_batch(job_folder, requirements="false")
+    with submitted(batch) as handle, monkeypatch.context() as patch:
+        patch.setenv("_CONDOR_SEC_TOKEN_DIRECTORY", str(pool.directory / "etc/usertokens/prod"))
+        with pytest.raises(SubmissionRefused, match="belong to somebody else"):
+            backend.remove([handle])
+
+
+# --- policies ----------------------------------------------------------------------------------------------
+
+
+def test_a_failure_of_the_machine_starts_again_elsewhere(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f"{GOOD}; exit 82", retries=2, requirements=BOTH, macros={"fg_elsewhere": 600})
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.ENDED, limit=90)
+    assert states(handle) == [Seen.SUBMITTED, *[Seen.STARTED, Seen.EVICTED] * 2, Seen.STARTED, Seen.ENDED]
+    assert last(seen, Seen.ENDED).exit_code == 82
+    assert last(seen, Seen.EVICTED).reason == (
+        "the worker ended with exit code 82, which charges the machine: the job starts again"
+    )
+    hosts = [one.host.partition("@")[2] for one in seen if one.seen is Seen.STARTED]
+    assert hosts[0] != hosts[1] != hosts[2]
+
+
+def test_a_failure_of_the_only_machine_starts_again_there(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f"{STARTS}; {GOOD}; [ $starts -ge 3 ] || exit 91", retries=3)
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.ENDED, limit=90)
+    assert last(seen, Seen.ENDED).exit_code == 0
+    assert states(handle).count(Seen.STARTED) == 3
+
+
+@pytest.mark.parametrize("ending", ["exit 1", "exit 80", "exit 85", "exit 87", "kill -9 $$"])
+def test_a_failure_of_the_payload_leaves_at_once(job_folder: Path, ending: str) -> None:
+    batch = write_batch(job_folder, f"{GOOD}; {ending}")
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.ENDED)
+    assert states(handle) == [Seen.SUBMITTED, Seen.STARTED, Seen.ENDED]
+    killed = ending.startswith("kill")
+    assert last(seen, Seen.ENDED).signal == (9 if killed else None)
+    assert last(seen, Seen.ENDED).exit_code == (None if killed else int(ending.split()[1]))
+
+
+def test_a_container_that_cannot_start_heals_itself(pool: Pool, job_folder: Path) -> None:
+    batch = write_batch(
+        job_folder,
+        f'{GOOD}; echo "in: ${{APPTAINER_CONTAINER:-the host}}"',
+        requirements=f"HasSingularity && ({BOTH})",
+        singularity_image=heal(pool.facts["broken_image"]),
+    )
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.ENDED, limit=90)
+    assert log_of(batch, 0).endswith("in: the host\n")
+    assert last(seen, Seen.EVICTED).code.startswith("45/")
+    assert states(handle).count(Seen.STARTED) == 2
+
+
+def test_a_vacate_for_another_reason_keeps_the_container(pool: Pool, job_folder: Path) -> None:
+    image = pool.facts["images"]["light-1"]["cvmfs"]
+    worker = f'{STARTS}; {GOOD}; cat /etc/fermigrid-image; [ "$starts" -ge 2 ] || sleep 600'
+    batch = write_batch(job_folder, worker, singularity_image=heal(image))
+    with submitted(batch) as handle:
+        wait_for(
+            lambda: list(pool.directory.glob(f"nodes/*/execute/*/scratch/out")), "the worker runs in the container"
+        )
+        done = pool.run("fermi", "condor_vacate_job", "-fast", f"{handle.cluster}.0")
+        assert done.returncode == 0, done.stderr
+        wait_until_seen(handle, Seen.ENDED, limit=90)
+    assert Seen.EVICTED in states(handle)
+    assert "light-1" in log_of(batch, 0)
+
+
+def test_a_container_that_starts_nowhere_is_given_up(pool: Pool, job_folder: Path) -> None:
+    batch = write_batch(
+        job_folder,
+        requirements=f"HasSingularity && ({BOTH})",
+        singularity_image=f'"{pool.facts["broken_image"]}"',
+        macros={"fg_container_tries": 2},
+    )
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.REMOVED, limit=120)
+    assert last(seen, Seen.HELD).reason == "no machine could start the container, 2 tried"
+    assert last(seen, Seen.HELD).code == "3/45"
+    assert last(seen, Seen.REMOVED).reason == "it was held for a reason that a release does not cure"
+
+
+def test_a_job_over_its_walltime_leaves_the_queue(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f"{GOOD}; sleep 600", walltime_s=2)
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.REMOVED, limit=90)
+    assert last(seen, Seen.HELD).code.startswith("47/")
+
+
+def test_a_failed_transfer_is_released_and_goes_on(job_folder: Path) -> None:
+    batch = write_batch(job_folder)
+    row = next((batch.plan_dir / "shards").iterdir())
+    away = row.rename(job_folder / "away")
+    with submitted(batch) as handle:
+        held = last(wait_until_seen(handle, Seen.HELD), Seen.HELD)
+        assert held.code.startswith("13/")
+        assert " " in held.reason
+        assert row.name in held.reason
+        away.rename(row)
+        wait_until_seen(handle, Seen.ENDED, limit=90)
+    assert [one.reason for one in events(handle) if one.seen is Seen.RELEASED] == ["fermigrid's policy tries it again"]
+
+
+def test_a_transfer_that_always_fails_leaves_the_queue(job_folder: Path) -> None:
+    batch = write_batch(job_folder, "echo no out", macros={"fg_releases": 1, "fg_remove_after": 4})
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.REMOVED, limit=120)
+    assert last(seen, Seen.HELD).code.startswith("12/")
+    assert [one for one in states(handle) if one in (Seen.HELD, Seen.RELEASED, Seen.REMOVED)] == [
+        Seen.HELD,
+        Seen.RELEASED,
+        Seen.HELD,
+        Seen.REMOVED,
+    ]
+
+
+# --- why a job waits ---------------------------------------------------------------------------------------
+
+
+def test_a_job_that_no_slot_can_run_says_what_is_missing(job_folder: Path) -> None:
+    batch = write_batch(job_folder, memory_mb=65536, requirements="HasSingularity")
+    with submitted(batch) as handle:
+        told = backend.explain(handle, 0)
+    assert "none of the 6 slots of the pool can ever run it:" in told
+    assert "- memory: 64 GiB or more: 0 of 6 slots" in told
+
+
+def test_a_clause_that_no_slot_fulfils_is_named(job_folder: Path) -> None:
+    batch = write_batch(job_folder, requirements='HasSingularity && GLIDEIN_Site == "SITEX"')
+    with submitted(batch) as handle:
+        told = backend.explain(handle, 0)
+    assert '- GLIDEIN_Site == "SITEX": 0 of 6 slots' in told
+    assert not any("HasSingularity" in line for line in told)
+
+
+def test_clauses_that_no_slot_fulfils_together_are_all_named(job_folder: Path) -> None:
+    batch = write_batch(job_folder, requirements='HasSingularity && GLIDEIN_Site == "SITED"')
+    with submitted(batch) as handle:
+        told = backend.explain(handle, 0)
+    assert '- GLIDEIN_Site == "SITED": 1 of 6 slots' in told
+    assert any(line.startswith("- HasSingularity: ") and line.endswith(" of 6 slots") for line in told)
+
+
+def test_a_job_that_waits_for_a_busy_slot_says_so(job_folder: Path) -> None:
+    big = write_batch(job_folder, "sleep 600", cpus=4, requirements='GLIDEIN_Site == "SITEF"')
+    with submitted(big) as first, submitted(write_batch(job_folder, requirements='GLIDEIN_Site == "SITEF"')) as second:
+        wait_until_seen(first, Seen.STARTED)
+
+        def busy() -> bool:
+            return "1 of 6 slots could run it, none has room now: they are busy" in backend.explain(second, 0)
+
+        wait_for(busy, "explained as waiting for a busy slot")
+
+
+# --- refusals and silence ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who has nothing to show."""
+    tmp_path.joinpath("tokens").mkdir()
+    monkeypatch.setenv("_CONDOR_SEC_TOKEN_DIRECTORY", str(tmp_path / "tokens"))
+    monkeypatch.setenv("_CONDOR_SEC_PASSWORD_DIRECTORY", str(tmp_path / "tokens"))
+    monkeypatch.setenv("_CONDOR_SEC_TOKEN_POOL_SIGNING_KEY_FILE", str(tmp_path / "tokens/POOL"))
+    monkeypatch.setenv("_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS", "IDTOKENS")
+
+
+@pytest.mark.usefixtures("no_token")
+def test_without_permission_nothing_is_submitted_or_removed(job_folder: Path) -> None:
+    batch = write_batch(job_folder)
+    with pytest.raises(SubmissionRefused, match="HTCondor refused the batch: Failed to connect to schedd"):
+        backend.submit(batch)
+    assert backend.find(batch) is None
+    with pytest.raises(SubmissionRefused):
+        backend.remove([Handle(batch, "", 1)])
+
+
+def test_a_schedd_on_another_machine_is_refused_unless_the_file_system_is_shared(pool: Pool, job_folder: Path) -> None:
+    ad = job_folder / "far.ad"
+    ad.write_text(
+        'MyType = "Scheduler"\nName = "far@elsewhere.test"\nMachine = "far.elsewhere.test"\n'
+        'MyAddress = "<192.0.2.7:9618?alias=far>"\nScheddIpAddr = "<192.0.2.7:9618?alias=far>"\n'
+        'CondorVersion = "$CondorVersion: 25.14.1 2026-10-16 $"\n'
+    )
+    done = subprocess.run(
+        [str(Path(__file__).parents[2] / "ci/pool"), "exec", "condor_advertise", "UPDATE_SCHEDD_AD", str(ad)],
+        env=os.environ | {"POOL_DIR": str(pool.directory)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(SubmissionRefused, match=r"on another machine \(far.elsewhere.test\)") as refused:
+        backend.submit(write_batch(job_folder, options={"schedd": "far@elsewhere.test"}))
+    assert "shared_filesystem: true" in refused.value.hint
+    shared = write_batch(
+        job_folder, options={"schedd": "far@elsewhere.test", "shared_filesystem": True, "timeout_s": 3}
+    )
+    began = time.monotonic()
+    with pytest.raises(BackendUnavailable, match="not sent"):
+        backend.submit(shared)
+    assert time.monotonic() - began < 6
+
+
+def test_no_collector_and_no_such_schedd_are_told(job_folder: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="no schedd nobody@nowhere"):
+        backend.submit(write_batch(job_folder, options={"schedd": "nobody@nowhere"}))
+    with pytest.raises(BackendUnavailable, match=r"collector \(127.0.0.1:1\)"):
+        backend.submit(write_batch(job_folder, options={"pool": "127.0.0.1:1"}))
+
+
+def test_a_submit_file_that_htcondor_cannot_read_is_refused(job_folder: Path) -> None:
+    batch = write_batch(job_folder)
+    (batch.plan_dir / "items.txt").unlink()
+    with pytest.raises(SubmissionRefused, match=r"items\.txt"):
+        backend.submit(batch)
+    assert backend.find(batch) is None
+
+
+def test_the_bindings_stay_out_of_this_process() -> None:
+    code = "import sys; import fermigrid.backends.htcondor; sys.exit('htcondor2' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
