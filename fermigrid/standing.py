@@ -50,8 +50,10 @@ class Standing:
 
     @property
     def words(self) -> str:
-        """`12 done, 3 running`."""
-        return ", ".join(f"{count} {state}" for state, count in self.counts.items() if count) or "no jobs"
+        """`12 done, 3 running`; jobs of which nobody knows yet whether they were submitted are waiting, and said so."""
+        text = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count) or "no jobs"
+        doubtful = sum(batch.batch.jobs for batch in self.batches if batch.batch.submitted is None)
+        return f"{text} ({doubtful} in doubt: submit or watch again)" if doubtful else text
 
     @property
     def good(self) -> bool:

@@ -121,7 +121,7 @@ def _observe(f: Following, items: Items, problems: list[str]) -> int:
             problems.extend(problem for problem in seen.problems if problem not in problems)
             f.ledger.apply(_apply(f.ledger, items, batches, seen.seen), seen.cursor)
             total += len(seen.seen)
-            if not seen.seen and seen.cursor == cursor:
+            if seen.cursor == cursor:
                 break
     return total
 

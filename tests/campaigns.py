@@ -119,11 +119,10 @@ def python(
     code: str, *arguments: object, env: Mapping[str, str] | None = None, wrap: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     """A fresh interpreter that runs `code` with this fermigrid; `wrap` goes before its command."""
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     command = [*wrap, sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": paths, **(env or {})},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -39,7 +39,7 @@ from fermigrid.backends.local_events import (
     write_whole,
 )
 from fermigrid.backends.local_job import Slots, folder_name, read_options
-from fermigrid.backends.local_keeper import TAG
+from fermigrid.backends.local_keeper import RUNNER, TAG
 from fermigrid.backends.local_runner import ANOTHER_RUNS
 from fermigrid.errors import BackendUnavailable, NotFound, SubmissionRefused
 from fermigrid.states import Seen
@@ -151,7 +151,7 @@ def _ensure_runner(handle: Handle) -> None:
         hint = f"Run fermigrid watch on {host}."
         raise BackendUnavailable(f"{handle.batch.name}: its jobs run on {host}, this is {socket.gethostname()}", hint)
     environment = {name: value for name, value in os.environ.items() if name not in (TAG, "FERMIGRID_START")}
-    command = [sys.executable, "-m", "fermigrid.backends.local_runner", str(folder.path)]
+    command = [sys.executable, "-m", RUNNER, str(folder.path)]
     try:
         write_whole(folder.batch, batch_to_text(handle.batch))
         started = subprocess.run(
@@ -200,7 +200,7 @@ def _in_words(handle: Handle, index: int, table: Table, last: Event | None) -> s
         return f"waiting for a slot {when}, again{reason}"
     if table.state(index) == RUNNING:
         start, scratch = table.starts[index], read_options(handle.batch.options).scratch
-        log = scratch / folder_name(handle.batch.batch_id, index, start) / "log"
+        log = scratch / folder_name(handle.batch, index, start) / "log"
         return f"running {when} on {last['host']}, start {start}; its log grows in {log}"
     if table.state(index) == HELD:
         return f"held {when}{reason}"

@@ -9,12 +9,13 @@ import os
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fermigrid.backends import RenderedBatch
-from fermigrid.backends.local_events import say, try_lock
+from fermigrid.backends.local_events import folder_of, say, try_lock
 from fermigrid.errors import SubmissionRefused
 
 
@@ -119,14 +120,19 @@ class Execution:
     folder: Path
 
 
-def folder_name(batch_id: str, index: int, start: int) -> str:
-    """The name of an execution's folder; those of a batch begin with its id and a dot."""
-    return f"{batch_id}.{index}.{start}"
+def folder_prefix(batch: RenderedBatch) -> str:
+    """How the names of this batch's folders begin; the same plan submitted from two run folders has one batch id."""
+    return f"{batch.batch_id}.{zlib.crc32(str(folder_of(batch).path).encode()):08x}"
+
+
+def folder_name(batch: RenderedBatch, index: int, start: int) -> str:
+    """The name of an execution's folder."""
+    return f"{folder_prefix(batch)}.{index}.{start}"
 
 
 def prepare(batch: RenderedBatch, item: Item, start: int, scratch: Path) -> Path:
     """Make the scratch folder with all that the worker needs: copies, so that no job can alter the plan."""
-    folder = scratch / folder_name(batch.batch_id, item.index, start)
+    folder = scratch / folder_name(batch, item.index, start)
     remove_tree(folder)
     inside = folder / "scratch"
     inside.mkdir(mode=0o700, parents=True)

@@ -25,6 +25,7 @@ from fermigrid.backends.local_events import say
 from fermigrid.backends.local_job import Item
 
 TAG = "FERMIGRID_BATCH"  # environment variable of the worker and the payload, with the batch id
+RUNNER = "fermigrid.backends.local_runner"  # the module that a runner and its keepers have in their command line
 _PDEATHSIG, _SUBREAPER = 1, 36  # prctl(2)
 _KILL_LIMIT = 10.0  # s to wait for killed processes: one in an uninterruptible call stays
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -136,12 +137,12 @@ def kill_strays(keepers: frozenset[int]) -> None:
 def sweep(batch_id: str, grace: float) -> None:
     """End what still runs of a batch whose runner and keepers were all killed: TERM, after the grace KILL."""
     deadline = time.monotonic() + grace
-    for pid in (found := _tagged(batch_id)):
+    for pid in (found := _orphans(batch_id)):
         _send(pid, signal.SIGTERM)
     while found and time.monotonic() < deadline:
         time.sleep(0.05)
-        found = _tagged(batch_id)
-    _kill_all(lambda: _tagged(batch_id))
+        found = _orphans(batch_id)
+    _kill_all(lambda: _orphans(batch_id))
 
 
 def _kill_all(find: Callable[[], list[int]]) -> None:
@@ -186,14 +187,25 @@ def _processes() -> Iterator[tuple[int, str, int]]:
                 yield int(folder.name), state, int(parent)
 
 
-def _tagged(batch_id: str) -> list[int]:
-    """The living processes of this user, but for this one, that carry the batch's id in their environment."""
+def _orphans(batch_id: str) -> list[int]:
+    """The living processes that carry the batch's id in their environment and are below no runner, nor one themselves.
+
+    Below a runner (of another run folder, with the same plan) they are in good hands.
+    """
     tag, found = f"{TAG}={batch_id}".encode(), []
-    for pid, state, _ in _processes():
-        with contextlib.suppress(OSError):
-            folder = Path("/proc", str(pid))
-            if state in "ZX" or pid == os.getpid() or folder.stat().st_uid != os.getuid():
-                continue
-            if tag in (folder / "environ").read_bytes().split(b"\0"):
+    parents = {pid: parent for pid, state, parent in _processes() if state not in "ZX"}
+    for pid in parents:
+        if tag in _read(pid, "environ").split(b"\0"):
+            line = [pid]
+            while line[-1] in parents:
+                line.append(parents[line[-1]])
+            if not any(RUNNER.encode() in _read(above, "cmdline").split(b"\0") for above in line):
                 found.append(pid)
     return found
+
+
+def _read(pid: int, what: str) -> bytes:
+    """A file of a process in /proc; empty where it has gone or belongs to another user."""
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), what).read_bytes()
+    return b""

@@ -41,6 +41,7 @@ from fermigrid.backends.local_job import (
     Slots,
     bring_back,
     folder_name,
+    folder_prefix,
     prepare,
     read_options,
     remove_tree,
@@ -126,7 +127,7 @@ class Runner:
         if not earlier:
             return
         sweep(self.batch.batch_id, self.options.grace)
-        for left in self.options.scratch.glob(f"{self.batch.batch_id}.*"):
+        for left in self.options.scratch.glob(f"{folder_prefix(self.batch)}.*"):
             remove_tree(left)
         while (index := self.table.find(RUNNING)) is not None:
             self._note(index, Seen.EVICTED, reason="its runner ended (killed, or the machine was started again)")
@@ -149,7 +150,7 @@ class Runner:
                 keeper = launch(self.batch, item, start, folder, self.options.grace)
             except OSError as error:
                 self._hold_for(index, "13", "its scratch folder or process could not be made", error)
-                remove_tree(self.options.scratch / folder_name(self.batch.batch_id, index, start))
+                remove_tree(self.options.scratch / folder_name(self.batch, index, start))
                 Slots.give(slots)
             else:
                 self.running[keeper] = Execution(item, start, keeper, slots, folder)

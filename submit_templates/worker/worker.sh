@@ -43,8 +43,8 @@ where=host container=none rehearsal=false runtime='' runtime_name='' runtime_ver
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_dir=''
 secret_dir='' guard_fd=''
 inner_runs='' started_payload=false payload_exit=null payload_signal=null signals=() pending=()
-exit_code='' message='' finishing='' critical='' deferred='' interrupted=''
-payload_group='' child='' killer='' parts=()
+exit_code='' message='' finishing='' critical='' deferred=''
+payload_group='' child='' asked='' kill_at=0 pipe_fd='' parts=()
 json='' members='' json_tried='' json_inputs='' json_outputs='' json_image='' json_binds='' json_report=''
 summary_keys=() summary_values=()
 answer=()
@@ -95,6 +95,7 @@ _get() { printf -v "$1" '%s' "${set_of[$2]:-${3:-}}"; }  # VARIABLE KEY [DEFAULT
 
 # ==== ways out
 _finish() {  # CODE WORDS...
+    finishing=yes
     exit_code=$1
     shift
     message=$*
@@ -126,7 +127,6 @@ _on_error() {  # STATUS FUNCTION LINE COMMAND
 }
 
 _on_signal() {  # NAME NUMBER
-    interrupted=yes
     signals+=("$1")
     if [ "$phase" = payload ]; then
         pending+=("$1")
@@ -146,11 +146,11 @@ _forward() {  # pending signals to the payload's process group; those that end a
     for name in ${pending[@]+"${pending[@]}"}; do
         _log "signal $name goes to the payload"
         kill "-$name" -- "-$payload_group" 2> /dev/null || :
-        if [ -z "$killer" ] && [[ $name == TERM || $name == INT || $name == QUIT || $name == HUP ]]; then
-            _get grace grace 10
-            [ -z "$inner_runs" ] || grace=$((grace + 2))      # the inner worker is done before the outer loses patience
-            _kill_later "$grace" "$payload_group"
-        fi
+        [ "$kill_at" = 0 ] && [[ $name == TERM || $name == INT || $name == QUIT || $name == HUP ]] || continue
+        _get grace grace 10
+        [ -z "$inner_runs" ] || grace=$((grace + 2))          # the inner worker is done before the outer loses patience
+        _now
+        kill_at=$((now_ms + grace * 1000))
     done
     pending=()
 }
@@ -167,27 +167,23 @@ _ending_signal() {  # -> true, and `ending` its number, when a signal has come t
 # ==== children
 # Job control gives each child its own process group, in which INT and QUIT are not ignored, and that can be killed whole.
 
-_await() {  # PID -> its status, however often signals interrupt the wait
-    local status
-    while :; do
-        interrupted='' status=0
-        wait "$1" 2> /dev/null || status=$?
-        [ -n "$interrupted" ] || return "$status"
+# Polls, ever more slowly, up to twice a second: in bash's own `wait`, of two signals at once, or a signal and the end of the
+# child, one can be lost. Kills the group when `kill_at` comes, and gives up 5 s later: a dead mount makes processes unkillable.
+_await() {  # GROUP -> its status
+    local nap=5 pause status=0
+    while kill -0 "$1" 2> /dev/null; do
+        if [ "$kill_at" != 0 ]; then
+            _now
+            [ "$now_ms" -lt "$kill_at" ] || kill -KILL -- "-$1" 2> /dev/null || :
+            if [ "$now_ms" -gt $((kill_at + 5000)) ]; then disown "$1"; kill_at=0; return 137; fi
+        fi
+        printf -v pause '0.%03d' "$nap"
+        read -r -t "$pause" -u "$pipe_fd" _ || :
+        nap=$((nap < 470 ? nap + nap / 16 + 1 : 499))
     done
-}
-
-_kill_later() {  # SECONDS GROUP
-    set -m
-    { trap - ERR; sleep "$1"; kill -KILL -- "-$2"; } > /dev/null 2>&1 < /dev/null 3>&- 4>&- &
-    killer=$!
-    set +m
-}
-
-_spare() {  # calls off _kill_later
-    [ -n "$killer" ] || return 0
-    kill -KILL -- "-$killer" 2> /dev/null || :
-    wait "$killer" 2> /dev/null || :
-    killer=''
+    kill_at=0
+    wait "$1" 2> /dev/null || status=$?
+    return "$status"
 }
 
 _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took longer (0: no limit)
@@ -197,10 +193,9 @@ _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took 
     "$@" < /dev/null 3>&- 4>&- &
     child=$!
     set +m
-    [ "$limit" = 0 ] || _kill_later "$limit" "$child"
+    if [ "$limit" != 0 ]; then _now; kill_at=$((now_ms + limit * 1000)); fi
     _await "$child" || status=$?
     child=''
-    _spare
     return "$status"
 }
 
@@ -209,22 +204,24 @@ _sleep() { _run 0 sleep "$1" || :; }
 # Asks something that may never be answered, such as the state of a mount, in a child that is left behind when even
 # KILL does not end it. -> answer: the lines of its stdout; false when none came for SECONDS.
 _ask() {  # SECONDS COMMAND... (0: no limit)
-    local limit=() fd pid='' line=''
-    [ "$1" = 0 ] || limit=(-t "$1")
+    local limit=$1 fd line='' waited=0 status
     shift
     answer=()
     exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null 3>&- 4>&-; printf '%s\n' "$BASHPID"; "$@"; printf 'ended\n')
-    while :; do
-        interrupted=''
-        if IFS= read -r ${limit[@]+"${limit[@]}"} -u "$fd" line; then
-            if [ -z "$pid" ]; then pid=$line; elif [ "$line" = ended ]; then break; else answer+=("$line"); fi
-        elif [ -z "$interrupted" ]; then
-            exec {fd}<&-
-            kill -KILL "$pid" 2> /dev/null || :
-            return 1
+    read -r -u "$fd" asked
+    while [ "$line" != ended ]; do
+        status=0
+        IFS= read -r -t 1 -u "$fd" line || status=$?        # by the second: old bash runs no trap in a longer one
+        if [ "$status" = 0 ]; then
+            [ "$line" = ended ] || answer+=("$line")
+        elif [ "$status" -le 128 ] || { waited=$((waited + 1)) && [ "$waited" = "$limit" ]; }; then
+            kill -KILL "$asked" 2> /dev/null || :
+            break
         fi
     done
     exec {fd}<&-
+    asked=''
+    [ "$line" = ended ]
 }
 
 _sha256() {  # FILE... -> answer: their digests in order, empty for one that cannot be read
@@ -909,9 +906,7 @@ _check_proxy() {  # INDEX of a secret.point: an X.509 proxy that has ended, wher
 }
 
 _guard_secrets() {  # its stdin ends when the worker does, whatever ended it
-    set -m
     exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1 3>&- 4>&-; read -r _; rm -rf -- "$secret_dir")
-    set +m
 }
 
 _copy_secret() {  # NAME FROM
@@ -1196,8 +1191,8 @@ _trial() {  # runs in a child -> what the runtime said, and last its status
 _close_inherited() {  # in the child: signals are its own from here, open files the worker's alone
     local fd
     trap - ERR PIPE
-    printf 'ready\n' >&"$ready_fd"
-    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$ready_fd"; do
+    printf 'ready\n' >&"$pipe_fd"
+    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$pipe_fd"; do
         [ -z "$fd" ] || exec {fd}>&-
     done
 }
@@ -1213,22 +1208,19 @@ _launch_bare() {  # in this container, or in a rehearsal: with an empty environm
 }
 
 _start_payload() {  # COMMAND... -> status
-    local group ready_fd
+    local group
     status=0
     rm -f -- "$control/started.$side"
-    exec {ready_fd}<> <(:)
     set -m
     "$@" < /dev/null 3>&- 4>&- &
     group=$!
     set +m
-    read -r -u "$ready_fd" _ || :           # until then a signal would be lost in the child
-    exec {ready_fd}>&-
+    [ "$side" = run ] || printf '%s\n' "$group" > "$control/group" || :
+    read -r -t 10 -u "$pipe_fd" _ || :      # `ready`: until then a signal would be lost in the child
     payload_group=$group
-    [ "$side" = run ] || printf '%s\n' "$payload_group" > "$control/group" || :
-    _forward                                # what came before there was a group
-    _await "$payload_group" || status=$?
-    _spare
-    kill -KILL -- "-$payload_group" 2> /dev/null || :          # what the payload left behind
+    _forward                                # what came before
+    _await "$group" || status=$?
+    kill -KILL -- "-$group" 2> /dev/null || :                  # what the payload left behind
     _kill_inner
     payload_group=''
 }
@@ -1344,7 +1336,7 @@ _take_inner_report() {
     [ -r "$control/report" ] || return 0
     { read -r code && IFS= read -r json_report; } < "$control/report" || json_report=''
     [[ -n $json_report && $code =~ $NUMBER ]] || return 0
-    exit_code=$code
+    finishing=yes exit_code=$code
     exit "$code"
 }
 
@@ -1656,13 +1648,13 @@ _on_exit() {
     [ "$BASHPID" = "$$" ] || return 0
     trap - ERR EXIT
     set +Eeu
-    finishing=yes
     exec 1>&3 2>&4
     for group in HUP INT TERM QUIT USR1 USR2 XCPU PIPE; do trap '' "$group"; done
     [ -n "$exit_code" ] || { exit_code=$INTERNAL message="internal error: the worker ended by itself with status $status"; }
-    for group in "$payload_group" "$child" "$killer"; do
+    for group in "$payload_group" "$child"; do
         [ -z "$group" ] || { disown "$group"; kill -KILL -- "-$group"; } 2> /dev/null
     done
+    [ -z "$asked" ] || kill -KILL "$asked" 2> /dev/null
     if [ -z "$json_report" ]; then
         [ "$exit_code" = 0 ] || _log "exit $exit_code: $message"
         _read_summary
@@ -1700,7 +1692,7 @@ _back_off() {  # a node that cannot do the job at all must not empty the queue
 }
 
 _set_traps() {  # and keeps the true stdout and stderr for the end, which may come in the middle of a redirection
-    exec 3>&1 4>&2
+    exec 3>&1 4>&2 {pipe_fd}<> <(:)
     trap _on_exit EXIT
     trap '_on_error "$?" "${FUNCNAME[0]:-main}" "$LINENO"' ERR
     trap '_on_signal HUP 1' HUP

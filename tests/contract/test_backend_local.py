@@ -1,7 +1,8 @@
 """What a backend owes to the rest: submitted once, observed by cursor, each job ended once, whatever dies in between.
 
-The tests know only the Protocol and an `Engine`: how its batches are laid out and how its submit side is killed. A
-second engine is a second parameter of the fixture. The jobs are those of a stand-in worker whose rows say what happens.
+The tests know the Protocol and an `Engine`, which starts and clears away a batch system; a second engine is a second
+parameter of the fixture. Those that kill processes, and those about slots, are about this machine's runner. The jobs
+are those of a stand-in worker whose rows say what happens.
 """
 
 from __future__ import annotations
@@ -91,20 +92,27 @@ class Engine:
         return handle
 
 
-@pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setenv("ONE", str(tmp_path / "one"))
-    options: dict[str, object] = {"slots": 2, "grace": 5, "scratch": str(tmp_path / "scratch")}
-    engine = Engine(load("local"), tmp_path, options)
+def local_engine(folder: Path) -> Iterator[Engine]:
+    """This machine, two slots; afterwards nothing of it may be left."""
+    (folder / "scratch").mkdir()
+    engine = Engine(load("local"), folder, {"slots": 2, "grace": 5, "scratch": str(folder / "scratch")})
     yield engine
     engine.backend.remove(engine.handles)
     for handle in engine.handles:
         wait(lambda handle=handle: not alive(handle))
-    assert not (tmp_path / "one" / "doubled").exists(), "a job ran twice at the same time"
-    left = [p.name for p in (tmp_path / "scratch").glob("fermigrid-*/*") if p.name != "slots"]
+    left = [p.name for p in (folder / "scratch").glob("fermigrid-*/*") if p.name != "slots"]
     assert left == [], "scratch folders were left"
+
+
+ENGINES = {"local": local_engine}
+
+
+@pytest.fixture(params=["local"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    (tmp_path / "one").mkdir()
+    monkeypatch.setenv("ONE", str(tmp_path / "one"))
+    yield from ENGINES[request.param](tmp_path)
+    assert not (tmp_path / "one" / "doubled").exists(), "a job ran twice at the same time"
 
 
 def wait(happened: Callable[[], object], limit: float = LIMIT) -> None:
@@ -452,6 +460,30 @@ def test_when_runner_and_keepers_are_all_killed_the_orphans_are_ended_first(engi
     assert watch.story(0) == [Seen.STARTED, Seen.EVICTED, Seen.STARTED, Seen.ENDED]
 
 
+def test_the_same_plan_from_another_run_folder_is_left_alone(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch ids come from the plan: two run folders can have one. A crash in one must not touch the other's jobs."""
+    go = tmp_path / "go"
+    one = engine.submit(engine.batch([f"escape={go}\tstubborn={go}"], slots=4))
+    watch = Watch(engine, one)
+    watch.until(Seen.STARTED, 0)
+    (tmp_path / "second").mkdir()
+    monkeypatch.setenv("ONE", str(tmp_path / "second"))
+    elsewhere = {"event_log": tmp_path / "second" / "events.log", "work_dir": tmp_path / "second" / "work"}
+    two = engine.submit(replace(one.batch, **elsewhere))
+    other = Watch(engine, two)
+    other.until(Seen.STARTED, 0)
+    kill(runner_of(two))
+    other.until(Seen.STARTED, 0, times=2)
+    go.touch()
+    other.until(Seen.ENDED, 0)
+    watch.until(Seen.ENDED, 0)
+    assert watch.story(0) == [Seen.STARTED, Seen.ENDED]
+    assert watch.ends() == {0: 0}
+    assert log_of(one, "j0").startswith("job j0 start 1 ")
+
+
 def test_a_keeper_that_is_killed_takes_its_job_with_it(engine: Engine, tmp_path: Path) -> None:
     handle = engine.submit(engine.batch([f"escape={tmp_path / 'go'}\tstubborn={tmp_path / 'go'}"]))
     watch = Watch(engine, handle)
@@ -684,5 +716,9 @@ def test_on_a_full_disk_no_event_is_lost(engine: Engine, tmp_path: Path) -> None
         assert all(watch.story(index) == [Seen.STARTED, Seen.ENDED] for index in range(8))
         assert runner_of(handle) == first
     finally:
-        engine.handles.clear()
+        (small / "filler").unlink(missing_ok=True)
+        engine.backend.remove(engine.handles)
+        for handle in engine.handles:
+            wait(lambda handle=handle: not alive(handle))
+        engine.handles.clear()  # their folder goes with the mount
         subprocess.run(["umount", "-l", str(small)], check=True)

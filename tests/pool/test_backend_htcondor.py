@@ -248,7 +248,7 @@ def test_a_container_that_cannot_start_heals_itself(pool: Pool, job_folder: Path
 
 def test_a_vacate_for_another_reason_keeps_the_container(pool: Pool, job_folder: Path) -> None:
     image = pool.facts["images"]["light-1"]["cvmfs"]
-    worker = f'{STARTS}; {GOOD}; cat /etc/fermigrid-image; [ "$starts" -ge 2 ] || sleep 600'
+    worker = f'{STARTS}; {GOOD}; cat /etc/fermigrid-image; touch "in.$5"; [ "$starts" -ge 2 ] || sleep 600'
     batch = write_batch(job_folder, worker, singularity_image=heal(image))
     with submitted(batch) as handle:
         wait_for(
