@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fermigrid.errors import FermigridError
-from fermigrid.ledger import BatchRecord, JobRecord, Ledger, PackedLogs
+from fermigrid.ledger import Ledger, PackedLogs
+from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.report import TAIL_BYTES, NoReport, Report, outputs_of, parse_report, verdict
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import State

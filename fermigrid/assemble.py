@@ -13,8 +13,8 @@ from fermigrid.campaign import Campaign
 from fermigrid.code import pack_code, unpack_names
 from fermigrid.config import Source, nearest, parse_yaml, read_text, validate
 from fermigrid.errors import ConfigError, Problem
-from fermigrid.ledger import CampaignRecord
 from fermigrid.plan import Assembled
+from fermigrid.records import CampaignRecord
 from fermigrid.resources import shipped
 from fermigrid.runfolder import RunFolder
 from fermigrid.runs import load_runs, parse_table

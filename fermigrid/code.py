@@ -63,9 +63,10 @@ def pack_code(entries: Sequence[str], folder: Path, programs: frozenset[str], so
     size = sum(path.stat().st_size for path in files.values())
     if size > MAX_BYTES:
         large = max(files.items(), key=lambda item: item[1].stat().st_size)
+        largest = f"{large[0]} ({show_bytes(large[1].stat().st_size)})"
         text = (
             f"the code has {show_bytes(size)}, more than the {show_bytes(MAX_BYTES)} that travel with a job; "
-            f"the largest file is {large[0]} ({show_bytes(large[1].stat().st_size)}): put it on CVMFS or name it under inputs"
+            f"the largest file is {largest}: put it on CVMFS or name it under inputs"
         )
         problems.append(source.problem(("code",), text))
     if problems:

@@ -9,7 +9,8 @@ from pathlib import Path
 from fermigrid.accept import Items
 from fermigrid.config import nearest
 from fermigrid.errors import NotFound
-from fermigrid.ledger import BatchRecord, JobRecord, Ledger, PackedLogs
+from fermigrid.ledger import Ledger, PackedLogs
+from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import State
 

@@ -13,149 +13,17 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fermigrid.backends import Cursor
 from fermigrid.errors import LedgerBusy, LedgerError
+from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRecord
 from fermigrid.report import Report
+from fermigrid.schema import MIGRATIONS
 from fermigrid.states import State
-
-MIGRATIONS = (
-    """
-    CREATE TABLE campaign (            -- one row
-        name TEXT NOT NULL,
-        instance TEXT NOT NULL,        -- random: the same campaign in another run folder is another one
-        digest TEXT NOT NULL,          -- of all that was asked for: file, parameters, site
-        site TEXT,                     -- --site of the command line, or NULL
-        parameters TEXT NOT NULL,      -- --set of the command line, JSON object
-        folder TEXT NOT NULL,          -- where relative paths of the campaign file start
-        search TEXT NOT NULL,          -- folders of site files, JSON list
-        created TEXT NOT NULL,
-        version TEXT NOT NULL          -- of fermigrid
-    ) STRICT;
-    CREATE TABLE batch (
-        id TEXT PRIMARY KEY,           -- uuid5(instance, plan digest, step, site, generation), 32 hex digits
-        block TEXT NOT NULL,
-        step TEXT NOT NULL,
-        generation INTEGER NOT NULL,
-        site TEXT NOT NULL,
-        backend TEXT NOT NULL,
-        name TEXT NOT NULL,            -- for people: P400.b0000.clump.g0
-        digest TEXT NOT NULL,          -- of the plan: sha256 of plan.json
-        jobs INTEGER NOT NULL,
-        options TEXT NOT NULL,         -- the backend's settings from the site file, JSON object
-        intended TEXT NOT NULL,        -- when it was decided; after this instant it may be in the queue
-        submitted TEXT,                -- when the batch system was known to have it; NULL: in doubt
-        place TEXT,                    -- schedd, or empty
-        cluster INTEGER,
-        removed TEXT,                  -- when a person removed all that is left of it
-        UNIQUE (block, step, generation)
-    ) STRICT;
-    CREATE TABLE job (                 -- a row only once something happened to the job
-        batch TEXT NOT NULL REFERENCES batch,
-        idx INTEGER NOT NULL,          -- line of items.txt, from 0
-        name TEXT NOT NULL,
-        state TEXT NOT NULL,           -- states.State
-        since TEXT NOT NULL,
-        starts INTEGER NOT NULL,
-        host TEXT NOT NULL,
-        reason TEXT NOT NULL,          -- of a hold, an eviction, a failure, in words
-        code TEXT NOT NULL,            -- hold code/subcode, or the worker's exit code
-        PRIMARY KEY (batch, idx)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX job_state ON job (state, batch);
-    CREATE INDEX job_name ON job (name);
-    CREATE TABLE attempt (             -- one row for each report that came back
-        job TEXT NOT NULL,
-        attempt TEXT NOT NULL,
-        batch TEXT NOT NULL REFERENCES batch,
-        idx INTEGER NOT NULL,
-        exit INTEGER NOT NULL,         -- 0: good
-        accepted INTEGER NOT NULL,     -- 1 for exactly one attempt of a job: the index below holds it
-        published INTEGER NOT NULL,    -- 1 once its outputs have their final names
-        report TEXT NOT NULL,          -- JSON, as the worker wrote it
-        PRIMARY KEY (job, attempt)
-    ) STRICT, WITHOUT ROWID;
-    CREATE UNIQUE INDEX accepted_once ON attempt (job) WHERE accepted = 1;
-    CREATE INDEX unpublished ON attempt (published) WHERE published = 0;
-    CREATE TABLE cursor (              -- how far each event log was read
-        file TEXT PRIMARY KEY,
-        bytes INTEGER NOT NULL
-    ) STRICT;
-    CREATE TABLE journal (             -- who did what, when: the campaign's history
-        time TEXT NOT NULL,
-        who TEXT NOT NULL,
-        what TEXT NOT NULL
-    ) STRICT;
-    """,
-)
-
-
-@dataclass(frozen=True)
-class CampaignRecord:
-    """The campaign as it was submitted; enough to assemble it again."""
-
-    name: str
-    instance: str
-    digest: str
-    site: str | None
-    parameters: dict[str, str]
-    folder: str
-    search: tuple[str, ...]
-    created: str
-    version: str
-
-
-@dataclass(frozen=True)
-class BatchRecord:
-    """A batch as the ledger knows it; `submitted` is None while nobody knows whether it landed."""
-
-    id: str
-    block: str
-    step: str
-    generation: int
-    site: str
-    backend: str
-    name: str
-    digest: str
-    jobs: int
-    options: dict[str, object]
-    submitted: str | None = None
-    place: str | None = None
-    cluster: int | None = None
-    removed: str | None = None
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """A job to which something happened."""
-
-    batch: str
-    index: int
-    name: str
-    state: State
-    since: str
-    starts: int = 0
-    host: str = ""
-    reason: str = ""
-    code: str = ""
-
-
-@dataclass(frozen=True)
-class AttemptRecord:
-    """A report that came back."""
-
-    job: str
-    attempt: str
-    batch: str
-    index: int
-    exit: int
-    accepted: bool
-    published: bool
-    report: str
 
 
 class Ledger:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fermigrid.ledger import BatchRecord, Ledger
+from fermigrid.ledger import Ledger
+from fermigrid.records import BatchRecord
 from fermigrid.states import State
 
 ORDER = (State.DONE, State.RUNNING, State.WAITING, State.HELD, State.ENDED, State.UNKNOWN, State.FAILED, State.REMOVED)

@@ -20,9 +20,10 @@ from fermigrid import __version__, backends
 from fermigrid.advance import Work, blocks_of
 from fermigrid.backends import Handle, RenderedBatch
 from fermigrid.errors import LedgerError, RunFolderError, SubmissionRefused
-from fermigrid.ledger import BatchRecord, CampaignRecord, Ledger, create_ledger, open_ledger
+from fermigrid.ledger import Ledger, create_ledger, open_ledger
 from fermigrid.plan import Assembled, plan_batch, shares
 from fermigrid.planfolder import is_plan, make_work, write_plan
+from fermigrid.records import BatchRecord, CampaignRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.runs import write_table
 from fermigrid.site import Site
@@ -45,8 +46,8 @@ class Hand:
 def batch_id(instance: str, digest: str, step: str, site: str, generation: int) -> str:
     """uuid5 of what makes a batch, 32 hex digits (DIRAC's JobGroup has room for no more).
 
-    `instance` is the campaign's: without it, the same campaign in a second run folder would find, and adopt, the batches
-    of the first.
+    `instance` is the campaign's: without it, the same campaign in a second run folder would find, and adopt, the
+    batches of the first.
     """
     return uuid.uuid5(NAMESPACE, f"{instance}/{digest}/{step}/{site}/{generation}").hex
 

@@ -10,8 +10,9 @@ from fermigrid.accept import Items, accept_ended, publish_accepted
 from fermigrid.advance import Progress, work_needed
 from fermigrid.backends import JobSeen
 from fermigrid.errors import BackendUnavailable
-from fermigrid.ledger import BatchRecord, JobRecord, Ledger
+from fermigrid.ledger import Ledger
 from fermigrid.plan import Assembled
+from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import Seen, State, next_state
 from fermigrid.submit import Hand, handle_of, settle, sites_of_blocks, submit_work

@@ -18,7 +18,7 @@ from tests.worker.worker_job import Job
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Job]:
     """Makes jobs, each in a scratch folder of its own."""
-    count = iter(range(100))
+    count = iter(range(1000))
 
     def make(**what: Any) -> Job:
         return Job(tmp_path / f"scratch{next(count)}", **what)
