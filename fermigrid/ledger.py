@@ -12,7 +12,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -36,31 +36,24 @@ class Ledger:
         """Give the file back."""
         self._db.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return _transaction(self._db, self.path)
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(
-                f"the ledger {self.path} cannot be written: {error}", _HINTS.get(str(error), "")
-            ) from error
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _fault(self.path, "read", error) from error
 
     # --- campaign and journal
 
     def campaign(self) -> CampaignRecord:
         """What this ledger is about."""
         names = [field.name for field in fields(CampaignRecord)]
-        row = self._db.execute(f"SELECT {', '.join(names)} FROM campaign").fetchone()
-        if row is None:
+        rows = self._rows(f"SELECT {', '.join(names)} FROM campaign")
+        if not rows:
             raise LedgerError(f"the ledger {self.path} is empty: its campaign was never begun")
-        values = dict(zip(names, row, strict=True))
+        values = dict(zip(names, rows[0], strict=True))
         values.update(parameters=json.loads(values["parameters"]), search=tuple(json.loads(values["search"])))
         return CampaignRecord(**values)
 
@@ -71,7 +64,9 @@ class Ledger:
 
     def journal(self) -> list[tuple[str, str, str]]:
         """The campaign's history: (time, who, what)."""
-        return self._db.execute("SELECT time, who, what FROM journal ORDER BY rowid").fetchall()
+        return [
+            (time, who, what) for time, who, what in self._rows("SELECT time, who, what FROM journal ORDER BY rowid")
+        ]
 
     # --- batches
 
@@ -129,7 +124,7 @@ class Ledger:
         """All batches, in the order in which they were intended."""
         names = [field.name for field in fields(BatchRecord)]
         columns = ", ".join(names)
-        rows: Iterable[tuple[Any, ...]] = self._db.execute(f"SELECT {columns} FROM batch ORDER BY rowid")
+        rows = self._rows(f"SELECT {columns} FROM batch ORDER BY rowid")
         return [BatchRecord(**dict(zip(names, row, strict=True), options=json.loads(row[9]))) for row in rows]
 
     # --- jobs
@@ -145,7 +140,7 @@ class Ledger:
 
     def cursor(self) -> Cursor:
         """How far the event logs were read."""
-        return Cursor(dict(self._db.execute("SELECT file, bytes FROM cursor").fetchall()))
+        return Cursor(dict(self._rows("SELECT file, bytes FROM cursor")))
 
     def job(self, batch: str, index: int) -> JobRecord | None:
         """One job, or None when nothing happened to it yet."""
@@ -166,13 +161,13 @@ class Ledger:
 
     def _jobs(self, where: str, values: Sequence[object]) -> list[JobRecord]:
         columns = "batch, idx, name, state, since, starts, host, reason, code"
-        rows = self._db.execute(f"SELECT {columns} FROM job {where}", values)
+        rows = self._rows(f"SELECT {columns} FROM job {where}", values)
         return [JobRecord(r[0], r[1], r[2], State(r[3]), *r[4:]) for r in rows]
 
     def counts(self) -> dict[str, dict[State, int]]:
         """Batch id -> state -> number of jobs; those without a row are not in it."""
         found: dict[str, dict[State, int]] = {}
-        for batch, state, count in self._db.execute("SELECT batch, state, count(*) FROM job GROUP BY batch, state"):
+        for batch, state, count in self._rows("SELECT batch, state, count(*) FROM job GROUP BY batch, state"):
             found.setdefault(batch, {})[State(state)] = count
         return found
 
@@ -217,7 +212,7 @@ class Ledger:
 
     def _attempts(self, where: str, values: Sequence[object]) -> list[AttemptRecord]:
         columns = "job, attempt, batch, idx, exit, accepted, published, report"
-        rows = self._db.execute(f"SELECT {columns} FROM attempt {where}", values)
+        rows = self._rows(f"SELECT {columns} FROM attempt {where}", values)
         return [AttemptRecord(r[0], r[1], r[2], r[3], r[4], bool(r[5]), bool(r[6]), r[7]) for r in rows]
 
     def published(self, attempts: Iterable[AttemptRecord]) -> None:
@@ -230,15 +225,35 @@ class Ledger:
 
     def waiting_to_publish(self) -> int:
         """How many accepted attempts have outputs without their final names."""
-        return int(self._db.execute("SELECT count(*) FROM attempt WHERE published = 0 AND accepted = 1").fetchone()[0])
+        return int(self._rows("SELECT count(*) FROM attempt WHERE published = 0 AND accepted = 1")[0][0])
 
     def rehearsed(self) -> int:
         """How many accepted attempts ran without a container (site `local` on a machine without a runtime)."""
         query = "SELECT count(*) FROM attempt WHERE accepted = 1 AND json_extract(report, '$.rehearsal')"
-        return int(self._db.execute(query).fetchone()[0])
+        return int(self._rows(query)[0][0])
 
 
 _HINTS = {"database or disk is full": "Make room, then run the same command again: nothing is lost."}
+
+
+def _fault(path: Path, what: str, error: sqlite3.Error) -> LedgerError:
+    return LedgerError(f"{path} cannot be {what}: {error}", _HINTS.get(str(error), ""))
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
+    """All or nothing. Raises LedgerError (disk full, locked, damaged)."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite may have rolled back already (disk full)
+                db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise _fault(path, "written", error) from error
 
 
 def _text(time: datetime) -> str:
@@ -257,30 +272,27 @@ def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=30)
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path} cannot be opened as a ledger: {error}") from error
-    try:
         mode = "DELETE" if on_network(path) else "WAL"  # WAL needs memory shared between processes of one machine
         db.execute(f"PRAGMA journal_mode = {mode}")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
-        _migrate(db, path)
-    except LedgerError:
-        db.close()
-        raise
     except sqlite3.Error as error:
-        db.close()
-        raise LedgerError(f"{path} cannot be opened as a ledger: {error}", _HINTS.get(str(error), "")) from error
+        raise _fault(path, "opened", error) from error
     return db
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        text = f"{path} was written by a newer fermigrid (ledger version {version}, this one knows {len(MIGRATIONS)})"
-        raise LedgerError(text, "Use the fermigrid that wrote it.")
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            text = (
+                f"{path} was written by a newer fermigrid (ledger version {version}, this one knows {len(MIGRATIONS)})"
+            )
+            raise LedgerError(text, "Use the fermigrid that wrote it.")
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    except sqlite3.Error as error:
+        raise _fault(path, "opened as a ledger", error) from error
 
 
 _NETWORK = {
@@ -313,7 +325,7 @@ def on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
 
 def create_ledger(path: Path, campaign: CampaignRecord, time: datetime, who: str) -> Ledger:
     """A new ledger for a campaign."""
-    ledger = Ledger(_connect(path), path)
+    ledger = _open(path)
     c = campaign
     with ledger._transaction() as db:
         db.execute(
@@ -341,7 +353,14 @@ def open_ledger(path: Path) -> Ledger:
     """The ledger of a run folder. Raises LedgerError when there is none, or it is of a newer version."""
     if not path.is_file():
         raise LedgerError(f"no ledger at {path}")
-    return Ledger(_connect(path), path)
+    return _open(path)
+
+
+def _open(path: Path) -> Ledger:
+    """The ledger in this file, made if there is none, its tables brought up to date."""
+    db = _connect(path)
+    _migrate(db, path)
+    return Ledger(db, path)
 
 
 @contextmanager
@@ -372,26 +391,16 @@ class PackedLogs:
     """The logs of good jobs, compressed, in a file of their own: millions of small files would tire any file system."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
-        self._db.execute("PRAGMA journal_mode = WAL" if not on_network(path) else "PRAGMA journal_mode = DELETE")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS log (job TEXT, batch TEXT, text BLOB, PRIMARY KEY (job, batch)) WITHOUT ROWID"
-        )
+        self._db, self._path = _connect(path), path
+        with _transaction(self._db, path) as db:
+            columns = "job TEXT, batch TEXT, text BLOB, PRIMARY KEY (job, batch)"
+            db.execute(f"CREATE TABLE IF NOT EXISTS log ({columns}) WITHOUT ROWID")
 
     def pack(self, logs: Iterable[tuple[str, str, bytes]]) -> None:
-        """Keep (job, batch, log); doing it again is harmless. Raises LedgerError; nothing is kept then."""
-        rows = ((job, batch, zlib.compress(text)) for job, batch, text in logs)
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", rows)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            text = f"the packed logs {self._path} cannot be written: {error}"
-            raise LedgerError(text, _HINTS.get(str(error), "")) from error
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+        """Keep (job, batch, log); doing it again is harmless."""
+        with _transaction(self._db, self._path) as db:
+            rows = ((job, batch, zlib.compress(text)) for job, batch, text in logs)
+            db.executemany("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", rows)
 
     def read(self, job: str, batch: str) -> bytes | None:
         """A job's log, or None."""

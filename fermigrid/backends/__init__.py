@@ -70,7 +70,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Observation:
-    """What happened since the cursor, in order; `problems` are sentences for a person (a damaged log, a silent schedd)."""
+    """What happened since the cursor, in order; `problems` are sentences for a person (a silent schedd)."""
 
     seen: tuple[JobSeen, ...]
     cursor: Cursor
@@ -81,7 +81,7 @@ Indices = Sequence[int] | None  # None: all jobs of the batch
 
 
 class Backend(Protocol):
-    """A batch system. Every method may raise BackendUnavailable (cannot reach it; nothing known) or SubmissionRefused."""
+    """A batch system. Every method may raise BackendUnavailable (nothing known) or SubmissionRefused (it said no)."""
 
     def submit(self, batch: RenderedBatch) -> Handle:
         """Send the batch: all of it or nothing. SubmissionDoubt when it was sent and no answer came."""
@@ -92,7 +92,7 @@ class Backend(Protocol):
         ...
 
     def observe(self, handles: Sequence[Handle], cursor: Cursor) -> Observation:
-        """What happened since `cursor`; idempotent. Bounded: reads at most some MB a call, so call until nothing comes."""
+        """What happened since `cursor`; idempotent. Reads some MB a call at most: call until the cursor stays."""
         ...
 
     def explain(self, handle: Handle, index: int) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ _on_signal() {  # NAME NUMBER
     elif [ "$1" = USR1 ] || [ "$1" = USR2 ] || [ "$1" = XCPU ]; then
         _log "signal $1 in phase $phase: nothing to forward it to"
     elif [ -n "$critical" ]; then
-        deferred="$1 $2"
+        deferred=$2
     elif [ -z "$finishing" ]; then
         _finish $((128 + $2)) "ended by signal $1 in phase $phase"
     fi
@@ -146,7 +146,7 @@ _forward() {  # pending signals to the payload's process group; those that end a
     for name in ${pending[@]+"${pending[@]}"}; do
         _log "signal $name goes to the payload"
         kill "-$name" -- "-$payload_group" 2> /dev/null || :
-        [ "$kill_at" = 0 ] && [[ $name == TERM || $name == INT || $name == QUIT || $name == HUP ]] || continue
+        if [ "$kill_at" != 0 ] || [[ $name == USR[12] || $name == XCPU ]]; then continue; fi
         _get grace grace 10
         [ -z "$inner_runs" ] || grace=$((grace + 2))          # the inner worker is done before the outer loses patience
         _now
@@ -1386,7 +1386,6 @@ _stage_out() {
         posix) _publish_outputs ;;
     esac
     for i in "${!out_name[@]}"; do _log "output ${out_name[i]}: ${out_result[i]}, ${out_bytes[i]} bytes, ${out_file[i]}"; done
-    [ -z "$deferred" ] || _finish $((128 + ${deferred#* })) "ended by signal ${deferred% *} in phase stage_out"
 }
 
 _check_outputs() {  # -> out_bytes, out_sha
@@ -1459,6 +1458,7 @@ _link_outputs() {  # false: another attempt's outputs are there
         break
     done
     critical=''
+    if [ "$status" != 0 ] && [ -n "$deferred" ]; then _finish $((128 + deferred)) "ended by signal ${signals[*]} in phase stage_out"; fi
     return "$status"
 }
 

@@ -251,9 +251,8 @@ def test_a_vacate_for_another_reason_keeps_the_container(pool: Pool, job_folder:
     worker = f'{STARTS}; {GOOD}; cat /etc/fermigrid-image; touch "in.$5"; [ "$starts" -ge 2 ] || sleep 600'
     batch = write_batch(job_folder, worker, singularity_image=heal(image))
     with submitted(batch) as handle:
-        wait_for(
-            lambda: list(pool.directory.glob(f"nodes/*/execute/*/scratch/out")), "the worker runs in the container"
-        )
+        inside = f"nodes/*/execute/*/scratch/in.{batch.batch_id}"
+        wait_for(lambda: list(pool.directory.glob(inside)), "the worker runs in the container")
         done = pool.run("fermi", "condor_vacate_job", "-fast", f"{handle.cluster}.0")
         assert done.returncode == 0, done.stderr
         wait_until_seen(handle, Seen.ENDED, limit=90)
