@@ -32,6 +32,13 @@ VERBS = {  # verb -> the line that `fermigrid --help` shows
 class Verbs(click.Group):
     """A group whose commands are modules of fermigrid.commands, imported lazily."""
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # here, because click would make 1 of it, which says that jobs failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+            return 0
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
@@ -84,9 +91,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: nothing is lost; the same command goes on from here", err=True)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
-        return 0
     except Exception as error:  # noqa: BLE001 - the one boundary
         return _report(error)
 

@@ -247,11 +247,11 @@ def _transaction(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connect
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
+            db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):  # SQLite may have rolled back already (disk full)
                 db.execute("ROLLBACK")
             raise
-        db.execute("COMMIT")
     except sqlite3.Error as error:
         raise _fault(path, "written", error) from error
 
@@ -359,7 +359,11 @@ def open_ledger(path: Path) -> Ledger:
 def _open(path: Path) -> Ledger:
     """The ledger in this file, made if there is none, its tables brought up to date."""
     db = _connect(path)
-    _migrate(db, path)
+    try:
+        _migrate(db, path)
+    except LedgerError:
+        db.close()
+        raise
     return Ledger(db, path)
 
 

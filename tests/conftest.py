@@ -1,4 +1,4 @@
-"""The guard of all tests: no test finds the person's own campaigns, sites or settings, and unit tests reach no network."""
+"""The guard of all tests: none finds the person's own campaigns, sites or settings; unit tests reach no network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 WITHOUT_ENGINES = (HERE / "unit", HERE / "golden", HERE / "test_layers.py")  # Python alone; the others have engines
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drills, the long forms of tests, are run only where `-m` asks for them."""
+    if not config.option.markexpr:
+        drills = [item for item in items if item.get_closest_marker("drill")]
+        items[:] = [item for item in items if item not in drills]
+        config.hook.pytest_deselected(items=drills)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.campaigns import ROOT, finish, python
 
 PACKAGE = ROOT / "fermigrid"
@@ -65,7 +66,9 @@ def test_only_the_ledger_imports_sqlite() -> None:
 
 
 def test_only_the_htcondor_backend_imports_its_bindings() -> None:
-    found = {str(path.relative_to(PACKAGE)) for path in MODULES if importers(path, {"htcondor2", "classad2", "htcondor"})}
+    found = {
+        str(path.relative_to(PACKAGE)) for path in MODULES if importers(path, {"htcondor2", "classad2", "htcondor"})
+    }
     assert found
     assert all(name.startswith("backends/htcondor") for name in found)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.backends import htcondor_words as words
-from fermigrid.errors import BackendUnavailable, SubmissionDoubt, SubmissionRefused
+from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionDoubt, SubmissionRefused
 from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_batch, read_events
 from fermigrid.states import Seen
 
@@ -46,7 +46,7 @@ def submit(batch: RenderedBatch) -> Handle:
 
     Raises SubmissionRefused and BackendUnavailable when nothing landed, SubmissionDoubt when nobody knows.
     """
-    text = (batch.plan_dir / "job.sub").read_text()
+    text = _read(batch.plan_dir / "job.sub").decode()
     shared = bool(batch.options.get("shared_filesystem", False))
     reply = _call(batch.options, verb="submit", text=text, macros=_macros(batch), shared_filesystem=shared)
     match reply:
@@ -67,8 +67,15 @@ def _macros(batch: RenderedBatch) -> dict[str, str]:
         "fg_work": str(batch.work_dir.absolute()),
         "fg_log": str(batch.event_log.absolute()),
         "fg_batch": batch.batch_id,
-        "fg_digest": sha256((batch.plan_dir / "plan.json").read_bytes()).hexdigest(),
+        "fg_digest": sha256(_read(batch.plan_dir / "plan.json")).hexdigest(),
     }
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{file}: the plan cannot be read: {error.strerror}") from error
 
 
 def find(batch: RenderedBatch) -> Handle | None:

@@ -22,6 +22,7 @@ import htcondor2
 
 from fermigrid.backends.htcondor_words import (
     Fault,
+    is_passing,
     is_permission,
     read_submit_error,
     remote_schedd,
@@ -285,21 +286,26 @@ def _match(job: classad2.ClassAd, slots: Sequence[classad2.ClassAd]) -> dict[str
     """How many slots satisfy each clause of the job's requirements when empty, all of them, and how many now."""
     empty = [_open(_emptied(slot)) for slot in slots]
     clauses = [(text, classad2.ExprTree(text)) for text in split_clauses(str(job.lookup("Requirements")))]
+    lasting = [(text, tree) for text, tree in clauses if not is_passing(text)]
+    passing = [tree for text, tree in clauses if is_passing(text)]
     job = _open(job)
-    met = [[tree.eval(job, slot) is True for slot in empty] for _, tree in clauses]
-    fits = [_fits(job, slot) for slot in empty]
-    possible = [all(column) and fit for *column, fit in zip(*met, fits, strict=True)] if slots else []
+    possible = [_meets(job, slot, [tree for _, tree in lasting]) for slot in empty]
     willing = [ok and _takes(slot, job) for ok, slot in zip(possible, empty, strict=True)]
+    now = [_fits(job, slot) and _idle(slot) and _meets(job, slot, passing) for slot in slots]
     return {
         "slots": len(slots),
-        "clauses": [{"text": text, "slots": sum(row)} for (text, _), row in zip(clauses, met, strict=True)],
-        "cpus": sum(_has(job, slot, "Cpus") for slot in empty),
-        "memory": sum(_has(job, slot, "Memory") for slot in empty),
-        "disk": sum(_has(job, slot, "Disk") for slot in empty),
+        "clauses": [
+            {"text": text, "slots": sum(tree.eval(job, slot) is True for slot in empty)} for text, tree in lasting
+        ],
+        **{name.lower(): sum(_has(job, slot, name) for slot in empty) for name in _TOTALS},
         "possible": sum(possible),
         "willing": sum(willing),
-        "free": sum(ok and _fits(job, slot) and _idle(slot) for ok, slot in zip(willing, slots, strict=True)),
+        "free": sum(ok and free for ok, free in zip(willing, now, strict=True)),
     }
+
+
+def _meets(job: classad2.ClassAd, slot: classad2.ClassAd, clauses: Sequence[classad2.ExprTree]) -> bool:
+    return _fits(job, slot) and all(tree.eval(job, slot) is True for tree in clauses)
 
 
 def _emptied(slot: classad2.ClassAd) -> classad2.ClassAd:

@@ -73,9 +73,9 @@ def remote_schedd(name: str, machine: str) -> str:
 class Cure(StrEnum):
     """What becomes of a held job."""
 
-    RELEASED = "released by itself some times, then it leaves the queue"
-    LEAVES = "leaves the queue by itself at once"
-    LATER = "leaves the queue by itself after a while"
+    RELEASED = "is released some times, then it leaves the queue"
+    LEAVES = "leaves the queue at once"
+    LATER = "leaves the queue after a while"
     YOURS = "stays until somebody releases or removes it"
 
 
@@ -90,7 +90,7 @@ class Hold:
 
 
 _LOOK = "look at the reason's words; `fermigrid retry` plans the job anew once it left"
-_SUBMIT_SIDE = "see that the submit machine can write the run folder: disk full, quota, a file system that is away"
+_SUBMIT_SIDE = "see that the submit machine can write the run folder (disk, quota, file system)"
 _NODE = "nothing, if it happens on one machine only; on many, tell the site's contact"
 _MORE = "ask for more in the campaign's resources; `fermigrid retry` plans the job anew"
 
@@ -196,7 +196,7 @@ def split_clauses(expression: str) -> list[str]:
     parts, start = list[str](), 0
     alternatives = False
     for at, depth in _outside_strings(expression):
-        if depth == 0 and expression.startswith(("||", "?"), at) and not expression.startswith("?=", at - 1):
+        if depth == 0 and expression.startswith(("||", "?"), at) and not expression.startswith("=?=", at - 1):
             alternatives = True
         if depth == 0 and expression.startswith("&&", at):
             parts.append(expression[start:at])
@@ -204,6 +204,11 @@ def split_clauses(expression: str) -> list[str]:
     if not parts or alternatives:  # `a && b || c` binds otherwise: it is one clause
         return [expression]
     return [clause for part in (*parts, expression[start:]) for clause in split_clauses(part)]
+
+
+def is_passing(clause: str) -> bool:
+    """Whether a clause keeps a job from a machine for some minutes only: the one where it failed last."""
+    return "MachineAttrName0" in clause
 
 
 def _is_wrapped(expression: str) -> bool:
@@ -263,7 +268,7 @@ def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator
 def _explain_unmaterialized(factory: Facts, index: int) -> Iterator[str]:
     made, total = factory.get("JobMaterializeNextProcId", 0), factory.get("TotalSubmitProcs", "?")
     yield (
-        f"the schedd has not made it yet: it has made {made} of the batch's {total} jobs (late materialization), "
+        f"the schedd has made {made} of the batch's {total} jobs so far (late materialization), "
         f"and this is number {index + 1}"
     )
     if factory.get("JobMaterializePaused"):
@@ -294,7 +299,12 @@ def _explain_idle(job: Facts, match: Facts | None, user: Facts | None) -> Iterat
     if match["willing"] == 0:
         yield from _explain_impossible(match, job)
     elif match["free"] == 0:
-        yield f"{match['willing']} of {match['slots']} slots could run it, none has room now: they are busy"
+        busy = (
+            "they are busy or, for some minutes, where it failed last"
+            if job.get("NumJobCompletions")
+            else "they are busy"
+        )
+        yield f"{match['willing']} of {match['slots']} slots could run it, none has room now: {busy}"
     else:
         yield (
             f"{match['willing']} of {match['slots']} slots could run it, and {match['free']} have room now: "
@@ -347,7 +357,7 @@ def _is_resource(clause: str) -> bool:
 
 
 def _clause(text: str) -> str:
-    return "not the machine where it failed last" if "MachineAttrName0" in text else " ".join(text.split())
+    return " ".join(text.split())
 
 
 def _age(job: Facts) -> str:

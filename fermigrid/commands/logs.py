@@ -30,10 +30,10 @@ def command(campaign: str, job: str, report: bool) -> None:
             if log is None:
                 click.echo(f"{job} has no log yet: it is {each.record.state}", err=True)
             else:
-                click.echo(_without_report(log), nl=False)
+                click.echo(without_report(log), nl=False)
 
 
-def _without_report(log: bytes) -> bytes:
+def without_report(log: bytes) -> bytes:
     """What people read: all but the worker's report, the last line."""
     rest, _, last = log.rstrip(b"\n").rpartition(b"\n")
     return rest.rstrip(b"\n") + b"\n" if last.startswith(b"@@FERMIGRID ") else log

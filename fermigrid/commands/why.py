@@ -17,6 +17,7 @@ from fermigrid.commands.options import campaign_argument, job_argument, json_opt
 def command(campaign: str, job: str, lines: int, as_json: bool) -> None:
     """Why JOB of CAMPAIGN waits, is held, or failed: in words, with the tail of its log."""
     from fermigrid.commands.following import following, locate, make_hand, refresh
+    from fermigrid.commands.logs import without_report
     from fermigrid.commands.tables import print_json
     from fermigrid.explain import explain_job
     from fermigrid.find_job import find_job, read_log
@@ -25,8 +26,8 @@ def command(campaign: str, job: str, lines: int, as_json: bool) -> None:
         problems = refresh(f)
         found = find_job(f.ledger, f.folder, job)[-1]
         words = [*problems, *explain_job(f.ledger, f.folder, found)]
-        log = (read_log(found, f.folder) or b"").decode(errors="replace").splitlines()
-    tail = [line for line in log if not line.startswith("@@FERMIGRID ")][-lines:] if lines else []
+        log = without_report(read_log(found, f.folder) or b"").decode(errors="replace").splitlines()
+    tail = log[-lines:] if lines else []
     if as_json:
         state = {"job": job, "state": found.record.state, "batch": found.batch.name, "why": words, "log": tail}
         print_json(json.loads(json.dumps(state)))

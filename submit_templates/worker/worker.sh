@@ -867,6 +867,10 @@ _check_software() {  # inside the image, or in a rehearsal: where the site has m
     _get limit limit.path 30
     for i in "${!software[@]}"; do
         if ! _ask "$limit" _find_software "${software_to[i]}" "${software_from[i]}" || [ ${#answer[@]} = 0 ]; then
+            if [ "$rehearsal" = true ]; then
+                _log "software ${software[i]}: ${software_from[i]} is not here; the payload has to do with what this machine has"
+                continue
+            fi
             _finish "$NO_BIND" "software ${software[i]}: neither ${software_to[i]} nor ${software_from[i]} is there"
         fi
         software_path[i]=${answer[0]}
@@ -1060,6 +1064,7 @@ _payload_environment() {  # the allow-list, the same in each mode
     [ -n "$user" ] || user=$(id -un 2> /dev/null) || user=$EUID
     _assign_env "HOME=$view/.fermigrid/home" "TMPDIR=$view/.fermigrid/tmp" "USER=$user" "LOGNAME=$user" LANG=C.UTF-8
     for i in "${!software_env[@]}"; do
+        [ -n "${software_path[${software_env_of[i]}]}" ] || continue  # a rehearsal without it
         rest=${software_env[i]#*=} value=''
         while [[ $rest == *'{path}'* ]]; do
             value+=${rest%%'{path}'*}${software_path[${software_env_of[i]}]}

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+
+from fermigrid.campaign import Campaign
+from fermigrid.config import parse_yaml, validate
 from tests.docs.transcript import CHECKOUT, Command, File, Outcome, differences, matches, parse_page, run_page
 
 DOCS = CHECKOUT / "docs"
@@ -102,3 +105,10 @@ def test_times_and_digests_may_differ_and_numbers_may_not() -> None:
     command = Command("run", ("at 2026-01-01T00:00:00Z: g0.s1.00000000, 3 s",), False, 0)
     assert not differences([command], [Outcome(("at 2027-02-02T01:02:03Z: g0.s1.89abcdef, 12 s",), 0)])
     assert differences([command], [Outcome(("at 2027-02-02T01:02:03Z: g0.s2.89abcdef, 12 s",), 0)])
+
+
+def test_the_campaign_of_the_readme_is_valid() -> None:
+    written = re.search(r"^```yaml\n(.*?)^```", (CHECKOUT / "README.md").read_text(), re.M | re.S)
+    assert written is not None
+    data, source = parse_yaml(written[1], "README.md")
+    assert validate(Campaign, data, source).campaign == "P400-L1"

@@ -31,6 +31,7 @@ FENCE = re.compile(
 SAME = (  # what differs from one time to the next: pattern, what it is taken for
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|\+00:00)", "<time>"),
     (r"-\d{8}-\d{6}\b", "-<time>"),
+    (r"\b[0-9a-f]{32}\.[0-9a-f]{8}\b", "<digest>"),
     (r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b|sha256 [0-9a-f]{12}\b", "<digest>"),
     (r"\bg(\d+)\.s(\d+)\.[0-9a-f]{8}\b", r"g\1.s\2.<attempt>"),
     (r"\b\d+ s\b", "<n> s"),
@@ -108,12 +109,10 @@ def make_script(items: list[Command | File]) -> str:
 def run_page(items: list[Command | File], folder: Path) -> list[Outcome]:
     """Run a page below `folder`, which becomes the home folder; an outcome for each command. Raises TimeoutExpired."""
     home, temporary = folder / "home", folder / "tmp"
-    for path in (home, temporary, folder / "sites"):
+    for path in (home, temporary):
         path.mkdir(parents=True)
     (home / "fermigrid").symlink_to(CHECKOUT)
-    shipped = (CHECKOUT / "sites/local.yaml").read_text()
-    rest = re.sub(r"^container:\n(?: .*\n)+", "", shipped, flags=re.M)
-    (folder / "sites/local.yaml").write_text(rest + SITE)
+    write_local_site(folder / "sites")
     script = make_script(items).replace(HOME, str(home))
     output = _run(script, home, _environment(folder)).replace(str(home), HOME).replace(str(temporary), "/tmp")
     for pattern, replacement in ((rf"\b{re.escape(socket.gethostname())}\b", HOST), *PRETTY):
@@ -126,6 +125,14 @@ def run_page(items: list[Command | File], folder: Path) -> list[Outcome]:
         printed = before if before is parts[0] else before.partition("\n")[2]
         outcomes.append(Outcome(tuple(printed.splitlines()), int(code)))
     return outcomes
+
+
+def write_local_site(folder: Path) -> None:
+    """A site `local` with four slots that finds no container runtime: the same on every machine."""
+    shipped = (CHECKOUT / "sites/local.yaml").read_text()
+    rest = re.sub(r"^container:\n(?: .*\n)+", "", shipped, flags=re.M)
+    folder.mkdir()
+    (folder / "local.yaml").write_text(rest + SITE)
 
 
 def _environment(folder: Path) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from fermigrid.backends import Cursor, Handle
 from fermigrid.backends import htcondor as backend
-from fermigrid.errors import BackendUnavailable, SubmissionRefused
+from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionRefused
 from fermigrid.states import Seen
 from tests.pool.batches import (
     GOOD,
@@ -22,6 +22,7 @@ from tests.pool.batches import (
     events,
     last,
     log_of,
+    render,
     states,
     submitted,
     wait_for,
@@ -78,12 +79,12 @@ def test_only_the_log_comes_back_where_outputs_are_published_elsewhere(job_folde
 
 
 def test_late_materialization_runs_every_job_once(job_folder: Path) -> None:
-    batch = write_batch(job_folder, jobs=30, max_materialize=4, max_idle=4, has_bundle=True)
+    batch = write_batch(job_folder, jobs=12, max_materialize=5, max_idle=4, has_bundle=True, requirements=BOTH)
     (batch.plan_dir / "bundle.tar.gz").write_bytes(b"")
     with submitted(batch) as handle:
-        seen = wait_until_seen(handle, Seen.ENDED, times=30, limit=120)
-    assert sorted(one.index for one in seen if one.seen is Seen.ENDED) == list(range(30))
-    assert [log_of(batch, index) for index in range(30)] == [f"hello from job.{index:06d}\n" for index in range(30)]
+        seen = wait_until_seen(handle, Seen.ENDED, times=12, limit=120)
+    assert sorted(one.index for one in seen if one.seen is Seen.ENDED) == list(range(12))
+    assert [log_of(batch, index) for index in range(12)] == [f"hello from job.{index:06d}\n" for index in range(12)]
 
 
 def test_a_hundred_thousand_jobs_leave_in_a_second_and_are_gone_with_their_factory(job_folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_hundred_thousand_jobs_leave_in_a_second_and_are_gone_with_their_facto
     handle = backend.submit(batch)
     assert time.monotonic() - began < 1
     waiting = backend.explain(handle, 70_000)
-    assert "of the batch's 100000 jobs (late materialization), and this is number 70001" in waiting[0]
+    assert "of the batch's 100000 jobs so far (late materialization), and this is number 70001" in waiting[0]
     with pytest.raises(SubmissionRefused, match="1 of these jobs are not in the queue yet"):
         backend.remove([handle], [0, 70_000])
     backend.hold([handle])
@@ -200,8 +201,17 @@ def test_somebody_elses_jobs_are_not_touched(pool: Pool, job_folder: Path, monke
 # --- policies ----------------------------------------------------------------------------------------------
 
 
+def not_its_turn(failures: int) -> int:
+    """A length of turns such that for two minutes no turn opens the machine where the job failed last."""
+    open_ = range(1, failures + 1)
+    now = time.time()
+    times = (now, now + 120)
+    return next(turn for turn in range(600, 700) if not any(int(at / turn) % 5 in open_ for at in times))
+
+
 def test_a_failure_of_the_machine_starts_again_elsewhere(job_folder: Path) -> None:
-    batch = write_batch(job_folder, f"{GOOD}; exit 82", retries=2, requirements=BOTH, macros={"fg_elsewhere": 600})
+    turn = not_its_turn(failures=2)
+    batch = write_batch(job_folder, f"{GOOD}; exit 82", retries=2, requirements=BOTH, macros={"fg_elsewhere": turn})
     with submitted(batch) as handle:
         seen = wait_until_seen(handle, Seen.ENDED, limit=90)
     assert states(handle) == [Seen.SUBMITTED, *[Seen.STARTED, Seen.EVICTED] * 2, Seen.STARTED, Seen.ENDED]
@@ -221,15 +231,16 @@ def test_a_failure_of_the_only_machine_starts_again_there(job_folder: Path) -> N
     assert states(handle).count(Seen.STARTED) == 3
 
 
-@pytest.mark.parametrize("ending", ["exit 1", "exit 80", "exit 85", "exit 87", "kill -9 $$"])
-def test_a_failure_of_the_payload_leaves_at_once(job_folder: Path, ending: str) -> None:
-    batch = write_batch(job_folder, f"{GOOD}; {ending}")
+def test_a_failure_of_the_payload_leaves_at_once(job_folder: Path) -> None:
+    endings = ["exit 1", "exit 80", "exit 85", "exit 87", "kill -9 $$"]
+    cases = "".join(f"*{index}) {ending};;" for index, ending in enumerate(endings))
+    batch = write_batch(job_folder, f"{GOOD}; case $2 in {cases} esac", jobs=5, requirements=BOTH)
     with submitted(batch) as handle:
-        seen = wait_until_seen(handle, Seen.ENDED)
-    assert states(handle) == [Seen.SUBMITTED, Seen.STARTED, Seen.ENDED]
-    killed = ending.startswith("kill")
-    assert last(seen, Seen.ENDED).signal == (9 if killed else None)
-    assert last(seen, Seen.ENDED).exit_code == (None if killed else int(ending.split()[1]))
+        seen = wait_until_seen(handle, Seen.ENDED, times=5)
+    for index in range(5):
+        assert states(handle, index) == [Seen.SUBMITTED, Seen.STARTED, Seen.ENDED]
+    ended = {one.index: (one.exit_code, one.signal) for one in seen if one.seen is Seen.ENDED}
+    assert ended == {0: (1, None), 1: (80, None), 2: (85, None), 3: (87, None), 4: (None, 9)}
 
 
 def test_a_container_that_cannot_start_heals_itself(pool: Pool, job_folder: Path) -> None:
@@ -268,6 +279,9 @@ def test_a_container_that_starts_nowhere_is_given_up(pool: Pool, job_folder: Pat
         macros={"fg_container_tries": 2},
     )
     with submitted(batch) as handle:
+        wait_until_seen(handle, Seen.EVICTED)
+        told = "its container could not start on 1 machine(s), last slot1_"
+        wait_for(lambda: any(told in line for line in backend.explain(handle, 0)), told)
         seen = wait_until_seen(handle, Seen.REMOVED, limit=120)
     assert last(seen, Seen.HELD).reason == "no machine could start the container, 2 tried"
     assert last(seen, Seen.HELD).code == "3/45"
@@ -306,6 +320,21 @@ def test_a_transfer_that_always_fails_leaves_the_queue(job_folder: Path) -> None
         Seen.HELD,
         Seen.REMOVED,
     ]
+
+
+def test_no_policy_is_ever_undefined(fermi: Pool) -> None:
+    """An undefined policy holds the job (code 5): each has a value for an ad that has nothing but its status yet."""
+    import classad2
+    import htcondor2
+
+    description = htcondor2.Submit(render())
+    for name in ("on_exit_remove", "periodic_hold", "periodic_release", "periodic_remove"):
+        expression = classad2.ExprTree(description.expand(name))
+        for status in range(1, 8):
+            ad = classad2.ClassAd({"JobStatus": status, "EnteredCurrentStatus": 1})
+            assert isinstance(expression.eval(ad), bool), (name, status)
+            ad["HoldReasonCode"] = 13
+            assert isinstance(expression.eval(ad), bool), (name, status)
 
 
 # --- why a job waits ---------------------------------------------------------------------------------------
@@ -401,6 +430,21 @@ def test_no_collector_and_no_such_schedd_are_told(job_folder: Path) -> None:
         backend.submit(write_batch(job_folder, options={"schedd": "nobody@nowhere"}))
     with pytest.raises(BackendUnavailable, match=r"collector \(127.0.0.1:1\)"):
         backend.submit(write_batch(job_folder, options={"pool": "127.0.0.1:1"}))
+
+
+def test_a_job_kept_from_the_machine_where_it_failed_says_so(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f"{GOOD}; exit 82", retries=9, macros={"fg_elsewhere": not_its_turn(failures=1)})
+    with submitted(batch) as handle:
+        wait_until_seen(handle, Seen.EVICTED)
+        told = "they are busy or, for some minutes, where it failed last"
+        wait_for(lambda: any(line.endswith(told) for line in backend.explain(handle, 0)), told)
+
+
+def test_a_plan_that_is_not_there_is_told(job_folder: Path) -> None:
+    batch = write_batch(job_folder)
+    (batch.plan_dir / "plan.json").unlink()
+    with pytest.raises(RunFolderError, match=r"plan\.json: the plan cannot be read: No such file"):
+        backend.submit(batch)
 
 
 def test_a_submit_file_that_htcondor_cannot_read_is_refused(job_folder: Path) -> None:

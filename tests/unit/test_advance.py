@@ -22,7 +22,9 @@ def campaign(steps: dict[str, object], block: int = 2) -> Campaign:
     return Campaign.model_validate(data)
 
 
-CHAIN = campaign({"clump": CLUMP, "merge": {"command": ["x"], "after": ["clump"]}, "ship": {"command": ["x"], "after": ["merge"]}})
+CHAIN = campaign(
+    {"clump": CLUMP, "merge": {"command": ["x"], "after": ["clump"]}, "ship": {"command": ["x"], "after": ["merge"]}}
+)
 
 
 def needed(
@@ -38,7 +40,11 @@ def test_names_of_blocks() -> None:
 
 
 def test_first_every_block_begins() -> None:
-    assert needed(CHAIN, {}) == [("b0000", "clump", ("r0", "r1")), ("b0001", "clump", ("r2", "r3")), ("b0002", "clump", ("r4",))]
+    assert needed(CHAIN, {}) == [
+        ("b0000", "clump", ("r0", "r1")),
+        ("b0001", "clump", ("r2", "r3")),
+        ("b0002", "clump", ("r4",)),
+    ]
 
 
 def test_a_step_waits_for_the_end_of_all_that_it_comes_after() -> None:
@@ -96,7 +102,9 @@ def test_a_step_without_jobs_holds_up_nobody() -> None:
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=9), st.integers(1, 4), st.data())
-def test_going_on_step_by_step_does_every_run_of_every_step_once(events: list[int], block: int, data: st.DataObject) -> None:
+def test_going_on_step_by_step_does_every_run_of_every_step_once(
+    events: list[int], block: int, data: st.DataObject
+) -> None:
     runs = tuple(Run(f"r{i}", count) for i, count in enumerate(events))
     c = CHAIN.model_copy(update={"block": block})
     known: dict[tuple[str, str], Progress] = {}

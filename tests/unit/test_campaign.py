@@ -120,7 +120,11 @@ def test_inputs_in_each_of_their_forms() -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "said"),
-    [("[/a/x, /b/x]", "two inputs have the same file name"), ("{a: []}", "may not be empty"), ("x", "must be keys with values")],
+    [
+        ("[/a/x, /b/x]", "two inputs have the same file name"),
+        ("{a: []}", "may not be empty"),
+        ("x", "must be keys with values"),
+    ],
 )
 def test_inputs_that_are_none(inputs: str, said: str) -> None:
     assert said in refusal(step(f"inputs: {inputs}"))

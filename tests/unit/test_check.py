@@ -36,9 +36,15 @@ def test_good_campaigns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (SMALL.replace("light", "ligth"), "2: image: no image 'ligth'; did you mean 'light'? There are: cc-sl6, fermi-rhel6, light"),
+        (
+            SMALL.replace("light", "ligth"),
+            "2: image: no image 'ligth'; did you mean 'light'? There are: cc-sl6, fermi-rhel6, light",
+        ),
         (SMALL + "software: [lat-pyton]\n", "8: software[0]: no software 'lat-pyton'; did you mean 'lat-python'?"),
-        (SMALL.replace("{run}", "{rnu}", 1), "6: steps.go.command[1]: '{rnu}': no placeholder {rnu}; did you mean 'run'?"),
+        (
+            SMALL.replace("{run}", "{rnu}", 1),
+            "6: steps.go.command[1]: '{rnu}': no placeholder {rnu}; did you mean 'run'?",
+        ),
         (SMALL.replace("{run}", "{piece}", 1), "6: steps.go.command[1]: '{piece}': no placeholder {piece}"),
         (SMALL.replace("{run}", "{run", 1), "a literal brace is written twice"),
         (step("environment: {A: '{nope}'}"), "7: steps.go.environment.A: '{nope}': no placeholder"),
@@ -55,14 +61,16 @@ def test_good_campaigns(tmp_path: Path) -> None:
         (step("foreach: clump\n    split: {events: 5}"), "7: steps.go.foreach: clumps need the column 'events'"),
         (step("secrets: [oracle]"), "7: steps.go.secrets[0]: site 'local' offers no secret 'oracle'. It offers: none"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_together(tmp_path: Path, text: str, said: str) -> None:
     found = complaints(tmp_path, text)
     assert len(found) == 1
     assert said in found[0]
 
 
-@pytest.mark.parametrize("column", ["site", "job", "piece", "version", "campaign", "step", "first_event", "event_count"])
+@pytest.mark.parametrize(
+    "column", ["site", "job", "piece", "version", "campaign", "step", "first_event", "event_count"]
+)
 def test_a_column_that_would_be_hidden_by_a_placeholder(tmp_path: Path, column: str) -> None:
     (said,) = complaints(tmp_path, SMALL.replace("{count: 2}", "{table: runs.csv}"), f"run,{column}\nr1,x\n")
     assert f"3: runs.table: its column '{column}' has the name of a placeholder" in said
@@ -123,7 +131,9 @@ def test_two_pieces_of_one_run(tmp_path: Path) -> None:
 
 def test_two_steps(tmp_path: Path) -> None:
     (said,) = complaints(tmp_path, TWO_STEPS.replace('"{run}.fit"', '"{run}_c000.fit"'), TABLE)
-    assert said.startswith("campaign.yaml:15: steps.merge.outputs.out.fit: two jobs would write the same output 'r1_c000.fit'")
+    assert said.startswith(
+        "campaign.yaml:14: steps.merge.outputs.out.fit: two jobs would write the same output 'r1_c000.fit'"
+    )
     assert said.endswith("clump.r1.c000 and merge.r1")
 
 
@@ -136,7 +146,10 @@ def test_two_runs_whose_names_run_into_each_other_in_one_block_or_in_two(tmp_pat
 
 @pytest.mark.parametrize("block", [1, 10])
 def test_two_steps_of_different_runs(tmp_path: Path, block: int) -> None:
-    text = SMALL.replace("{count: 2}", "{list: [r1_x, r1]}") + f'  to: {{command: [x], outputs: {{o: "{{run}}_x.fit"}}}}\nblock: {block}\n'
+    text = (
+        SMALL.replace("{count: 2}", "{list: [r1_x, r1]}")
+        + f'  to: {{command: [x], outputs: {{o: "{{run}}_x.fit"}}}}\nblock: {block}\n'
+    )
     (said,) = complaints(tmp_path, text)
     assert "two jobs would write the same output 'r1_x.fit'" in said
     assert {"go.r1_x", "to.r1"} == set(said.split(": ")[-1].split(" and "))
@@ -145,7 +158,9 @@ def test_two_steps_of_different_runs(tmp_path: Path, block: int) -> None:
 # --- images and sites
 
 
-def with_site(tmp_path: Path, text: str = SMALL, *, site: str = SITE, images: str = "", table: str | None = None) -> list[str]:
+def with_site(
+    tmp_path: Path, text: str = SMALL, *, site: str = SITE, images: str = "", table: str | None = None
+) -> list[str]:
     own = tmp_path / "own"
     own.mkdir()
     (own / "mine.yaml").write_text(site)
@@ -168,9 +183,12 @@ def test_an_image_that_the_site_cannot_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("runs", "more", "image", "good"),
     [
-        (49, "", "http", True), (50, "", "http", False), (50, "allow_uber: true\n", "http", True), (50, "", "cvmfs", True),
+        (49, "", "http", True),
+        (50, "", "http", False),
+        (50, "allow_uber: true\n", "http", True),
+        (50, "", "cvmfs", True),
     ],
-)  # fmt: skip
+)
 def test_uber_images_for_many_jobs(tmp_path: Path, runs: int, more: str, image: str, good: bool) -> None:
     uber = f"  big: {{flavour: uber, path: /cvmfs/big, distribution: {image}}}\n"
     text = SMALL.replace("light", "big").replace("{count: 2}", f"{{count: {runs}}}") + more
@@ -182,9 +200,15 @@ def test_uber_images_for_many_jobs(tmp_path: Path, runs: int, more: str, image: 
 
 
 def test_binds_where_the_site_has_neither_overlay_nor_underlay(tmp_path: Path) -> None:
-    site = SITE.replace("{launch: worker}", "{launch: worker, binds_anywhere: false}") + "binds: [{from: /sps}, {from: /x, required: false}]\n"
+    site = (
+        SITE.replace("{launch: worker}", "{launch: worker, binds_anywhere: false}")
+        + "binds: [{from: /sps}, {from: /x, required: false}]\n"
+    )
     images = "  bare: {flavour: light, path: /cvmfs/x, mount_points: [/data]}\n"
-    text = SMALL.replace("light", "bare") + "binds: [{from: /d, to: /data}, {from: /e, to: /nowhere}]\nsoftware: [lat-python]\n"
+    text = (
+        SMALL.replace("light", "bare")
+        + "binds: [{from: /d, to: /data}, {from: /e, to: /nowhere}]\nsoftware: [lat-python]\n"
+    )
     found = with_site(tmp_path, text, site=site, images=images)
     assert [line.split(": ")[1] for line in found] == ["image", "binds[1].to", "software[0]"]
     assert "no mount point /sps; it has /data, /srv" in found[0]

@@ -108,7 +108,15 @@ def test_programs_are_made_executable_and_others_keep_their_bit(lib: Path) -> No
 
 
 def test_what_nobody_wants_stays_behind(lib: Path) -> None:
-    for name in (".git/config", "__pycache__/a.pyc", "deep/c.pyc", "a.py~", ".a.py.swp", ".DS_Store", ".venv/bin/python"):
+    for name in (
+        ".git/config",
+        "__pycache__/a.pyc",
+        "deep/c.pyc",
+        "a.py~",
+        ".a.py.swp",
+        ".DS_Store",
+        ".venv/bin/python",
+    ):
         (lib / "lib" / name).parent.mkdir(exist_ok=True, parents=True)
         (lib / "lib" / name).write_text("x")
     (lib / "lib" / ".hidden").write_text("this is wanted")

@@ -17,14 +17,16 @@ def test_constants_go_in_now_and_variables_stay() -> None:
     assert fields_of(compiled) == {"run"}
 
 
-@pytest.mark.parametrize("wrong", ["{", "}", "a{b", "{}", "{0}", "{run.x}", "{run[0]}", "{run!r}", "{run:>3}", "{ run }", "{run"])
+@pytest.mark.parametrize(
+    "wrong", ["{", "}", "a{b", "{}", "{0}", "{run.x}", "{run[0]}", "{run!r}", "{run:>3}", "{ run }", "{run"]
+)
 def test_what_is_no_placeholder_is_told_how_to_write_a_brace(wrong: str) -> None:
     with pytest.raises(ValueError, match="a literal brace is written twice"):
         compile_text(wrong, {}, frozenset({"run"}))
 
 
 def test_an_unknown_name_gives_the_nearest_and_all() -> None:
-    with pytest.raises(ValueError, match="no placeholder {rnu}; did you mean 'run'") as wrong:
+    with pytest.raises(ValueError, match=r"no placeholder \{rnu\}; did you mean 'run'") as wrong:
         compile_text("{rnu}", {"site": "x"}, frozenset({"run"}))
     assert "There are: run, site" in str(wrong.value)
 

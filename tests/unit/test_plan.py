@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tempfile
-from dataclasses import replace
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -16,20 +16,66 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fermigrid.advance import Work
-from fermigrid.config import Source
 from fermigrid.errors import Unrepresentable
 from fermigrid.plan import plan_batch
 from fermigrid.quoting import decode_lines, decode_row
-from fermigrid.render import SHARD_BYTES, image_request, render_job_env, render_shards, render_submit
+from fermigrid.render import SHARD_BYTES, image_request, render_job_env, render_manifest, render_shards, render_submit
 from fermigrid.resources import shipped
-from fermigrid.runs import Run
 from tests.campaigns import SMALL, TWO_STEPS, argv, assemble, plans, rows, values
 
 HOSTILE = [
-    "", " ", "  a  b ", "\t", "'", '"', "''", '""', "\\", "\\\\", "\\n", "\\t", "%s", "%%", "$HOME", "$(HOME)", "$ENV(HOME)", "$$(Cpus)",
-    "$(DOLLAR)", "`id`", "$((1))", "a,b", "a;b", "a|b", "a&b", "a>b", "*", "?", "[a]", "{run}", "{{run}}", "#", "#!", "~", "-rf", "--", "=", "a=b",
-    "\x01", "\x1b[31m", "\x7f", "\x85", "\u2028", "\u202e", "é", "\u0065\u0301", "\u4f60\u597d", "\U0001f600", "\ufeff", "x" * 5000,
-]  # fmt: skip
+    "",
+    " ",
+    "  a  b ",
+    "\t",
+    "'",
+    '"',
+    "''",
+    '""',
+    "\\",
+    "\\\\",
+    "\\n",
+    "\\t",
+    "%s",
+    "%%",
+    "$HOME",
+    "$(HOME)",
+    "$ENV(HOME)",
+    "$$(Cpus)",
+    "$(DOLLAR)",
+    "`id`",
+    "$((1))",
+    "a,b",
+    "a;b",
+    "a|b",
+    "a&b",
+    "a>b",
+    "*",
+    "?",
+    "[a]",
+    "{run}",
+    "{{run}}",
+    "#",
+    "#!",
+    "~",
+    "-rf",
+    "--",
+    "=",
+    "a=b",
+    "\x01",
+    "\x1b[31m",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u202e",
+    "é",
+    "\u0065\u0301",
+    "\u4f60\u597d",
+    "\U0001f600",
+    "\ufeff",
+    "x" * 5000,
+]
+SITE = "site: mine\ntitle: T\ncontact: c\nmanual: m\noutput: {kind: transfer}\n"
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), max_size=30)
 
 
@@ -60,11 +106,17 @@ def test_the_payload_gets_every_word_exactly_as_written(words: list[str], value:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(text, st.sampled_from(HOSTILE)), min_size=1, max_size=4))
 def test_columns_of_the_table_arrive_exactly(cells: list[str]) -> None:
-    cells = [cell for cell in (cell.strip() for cell in cells) if all(ord(c) > 31 and ord(c) != 127 or c == "\t" for c in cell)]
+    cells = [
+        cell
+        for cell in (cell.strip() for cell in cells)
+        if all((ord(c) > 31 and ord(c) != 127) or c == "\t" for c in cell)
+    ]
     file = io.StringIO(newline="")
     csv.writer(file).writerows([["run", "x"], *([f"r{i}", cell] for i, cell in enumerate(cells)), ["last", "z"]])
     with tempfile.TemporaryDirectory() as folder:
-        written = one_step(["prog", "<{x}>", "{x}{x}", "{{x}}"], inputs={"in": "http://h/{x}"}, outputs={"o": "{run}/{x}."})
+        written = one_step(
+            ["prog", "<{x}>", "{x}{x}", "{{x}}"], inputs={"in": "http://h/{x}"}, outputs={"o": "{run}/{x}."}
+        )
         found = [argv(row) for row in rows(plans(assemble(Path(folder), written, file.getvalue()))[0])]
     assert found == [["prog", f"<{cell}>", cell + cell, "{x}"] for cell in [*cells, "z"]]
 
@@ -103,25 +155,61 @@ def test_rows_start_anew_each_time_and_come_one_by_one(tmp_path: Path) -> None:
 
 
 def test_all_placeholders(tmp_path: Path) -> None:
-    names = "campaign version step site run job piece events first_event event_count season p".split()
+    names = [
+        "campaign",
+        "version",
+        "step",
+        "site",
+        "run",
+        "job",
+        "piece",
+        "events",
+        "first_event",
+        "event_count",
+        "season",
+        "p",
+    ]
     command = ["prog", *(f"{{{name}}}" for name in names)]
     written = one_step(command, foreach="clump", split={"events": "10"}) + 'version: "400"\nparameters: {p: P}\n'
     (plan,) = plans(assemble(tmp_path, written, "run,events,season\nr1,15,winter\n"))
-    assert argv(rows(plan)[1])[1:] == "c 400 go local r1 go.r1.c001 c001 15 10 5 winter P".split()
+    assert argv(rows(plan)[1])[1:] == [
+        "c",
+        "400",
+        "go",
+        "local",
+        "r1",
+        "go.r1.c001",
+        "c001",
+        "15",
+        "10",
+        "5",
+        "winter",
+        "P",
+    ]
 
 
 def test_a_program_of_the_code_starts_with_its_folder(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     for name in ("go.py", "lib/run.sh"):
         (tmp_path / name).write_text("x")
-    for program, first in (("go.py", "./go.py"), ("./go.py", "./go.py"), ("lib/run.sh", "./lib/run.sh"), ("python3", "python3"), ("/bin/ls", "/bin/ls")):
+    for program, first in (
+        ("go.py", "./go.py"),
+        ("./go.py", "./go.py"),
+        ("lib/run.sh", "./lib/run.sh"),
+        ("python3", "python3"),
+        ("/bin/ls", "/bin/ls"),
+    ):
         (plan,) = plans(assemble(tmp_path, one_step([program, "go.py"]) + "code: [go.py, lib]\n", "run\nr1\n"))
         assert argv(rows(plan)[0]) == [first, "go.py"]
 
 
 def test_inputs_name_every_place_and_relative_ones_start_at_the_campaign(tmp_path: Path) -> None:
     folder = tmp_path / "odd {name}\\here"
-    places = {"a": ["data/{run}.fit", "/abs/{run}", "http://h/{run}", "root://h//x", "xroot://h//x", "file:///x"], "b": "{run}.fit", "c": "{url}"}
+    places = {
+        "a": ["data/{run}.fit", "/abs/{run}", "http://h/{run}", "root://h//x", "xroot://h//x", "file:///x"],
+        "b": "{run}.fit",
+        "c": "{url}",
+    }
     (plan,) = plans(assemble(folder, one_step(["p"], inputs=places), "run,url\nr1,http://h/x\nr2,https://h/y\n"))
     first, second = rows(plan)
     absolute = ["/abs/r1", "http://h/r1", "root://h//x", "xroot://h//x", "file:///x"]
@@ -143,9 +231,12 @@ def test_local_names_may_have_placeholders_too(tmp_path: Path) -> None:
 
 
 def test_order_of_settings_is_site_then_campaign_then_step(tmp_path: Path) -> None:
-    site = "site: mine\ntitle: T\ncontact: c\nmanual: m\nbackend: local\ncontainer: {launch: worker}\noutput: {kind: transfer}\n"
+    site = SITE + "backend: local\ncontainer: {launch: worker}\n"
     (tmp_path / "mine.yaml").write_text(site + "environment: {A: site, B: site, C: site}\n")
-    written = SMALL.replace("    outputs", "    environment: {C: step}\n    outputs") + "environment: {B: '{campaign}', C: campaign}\n"
+    written = (
+        SMALL.replace("    outputs", "    environment: {C: step}\n    outputs")
+        + "environment: {B: '{campaign}', C: campaign}\n"
+    )
     (plan,) = plans(assemble(tmp_path, written, site="mine", own=[tmp_path]), "mine")
     shared = [value for key, value in decode_lines(render_job_env(plan.header)) if key == "env"]
     assert shared == ["A=site", "B=small"]
@@ -153,7 +244,9 @@ def test_order_of_settings_is_site_then_campaign_then_step(tmp_path: Path) -> No
 
 
 def test_half_a_character_from_the_command_line_is_refused_by_name(tmp_path: Path) -> None:
-    assembled = assemble(tmp_path, one_step(["p", "{p}"]) + "parameters: {p: x}\n", "run\nr1\n", parameters={"p": "\udce9"})
+    assembled = assemble(
+        tmp_path, one_step(["p", "{p}"]) + "parameters: {p: x}\n", "run\nr1\n", parameters={"p": "\udce9"}
+    )
     with pytest.raises(Unrepresentable, match="lone surrogate"):
         list(plans(assembled)[0].rows())
 
@@ -193,30 +286,38 @@ def test_long_rows_fill_shards_of_their_own(tmp_path: Path, size: int) -> None:
 def test_a_shard_is_full_at_exactly_its_limit(tmp_path: Path, over: int) -> None:
     one = len(many(tmp_path / "a", 1, 100)[0])
     rest = SHARD_BYTES - one
-    (plan,) = plans(assemble(tmp_path / "b", one_step(["p", "{x}"]), f"run,x\nr00000,{'x' * 100}\nr00001,{'x' * (rest - one + 100 + over)}\n"))
+    (plan,) = plans(
+        assemble(
+            tmp_path / "b",
+            one_step(["p", "{x}"]),
+            f"run,x\nr00000,{'x' * 100}\nr00001,{'x' * (rest - one + 100 + over)}\n",
+        )
+    )
     assert len(list(render_shards(plan))) == (2 if over > 0 else 1)
 
 
-def test_a_million_jobs_are_not_in_memory(tmp_path: Path) -> None:
-    import tracemalloc
-
-    assembled = assemble(tmp_path, one_step(["p", "{run}"], foreach="clump", split={"events": "1"}), "run,events\nr1,200000\n")
+def test_only_one_shard_is_in_memory(tmp_path: Path) -> None:
+    assembled = assemble(
+        tmp_path, one_step(["p", "{run}"], foreach="clump", split={"events": "1"}), "run,events\nr1,30000\n"
+    )
     plan = plan_batch(assembled, Work("b0000", "go", "local", 0, assembled.runs))
     tracemalloc.start()
     total = sum(shard.data.count(b"\n") for shard in render_shards(plan))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert total == plan.header.jobs == 200_000
-    assert peak < 2 * 2**20
+    assert total == plan.header.jobs == 30_000
+    assert peak < 2**20
 
 
 # --- the submit file
 
 
-def submit_file(tmp_path: Path, extra: str = "", htcondor: str = "{}", container: str = "{launch: worker}", name: str = "a") -> str:
+def submit_file(
+    tmp_path: Path, extra: str = "", htcondor: str = "{}", container: str = "{launch: worker}", name: str = "a"
+) -> str:
     folder = tmp_path / name
     folder.mkdir()
-    site = f"site: mine\ntitle: T\ncontact: c\nmanual: m\nbackend: htcondor\nhtcondor: {htcondor}\ncontainer: {container}\noutput: {{kind: transfer}}\n"
+    site = f"{SITE}backend: htcondor\nhtcondor: {htcondor}\ncontainer: {container}\n"
     (folder / "mine.yaml").write_text(site)
     (plan,) = plans(assemble(folder, SMALL + extra, site="mine", own=[folder]), "mine")
     return render_submit(plan.header, shipped("submit_templates"))
@@ -246,10 +347,11 @@ def test_late_materialization_begins_above_the_sites_number_of_jobs(tmp_path: Pa
 def test_resources_are_rounded_up_to_what_the_site_counts_in(tmp_path: Path) -> None:
     text = submit_file(tmp_path, "").replace(" ", "")
     assert "request_memory=2048M" in text
-    step = SMALL.replace("    outputs", "    resources: {memory: 1 B, disk: 1025 B, walltime: 90 s, cpus: 3}\n    outputs")
+    step = SMALL.replace(
+        "    outputs", "    resources: {memory: 1 B, disk: 1025 B, walltime: 90 s, cpus: 3}\n    outputs"
+    )
     (plan,) = plans(assemble(tmp_path / "x", step))
-    header = replace(plan.header, request=replace(plan.header.request, site=plan.header.request.site))
-    odd = render_submit(header, shipped("submit_templates")).replace(" ", "")
+    odd = render_submit(plan.header, shipped("submit_templates")).replace(" ", "")
     assert "request_memory=1M" in odd
     assert "request_disk=2K" in odd
     assert "request_cpus=3" in odd
@@ -259,7 +361,7 @@ def test_resources_are_rounded_up_to_what_the_site_counts_in(tmp_path: Path) -> 
 def test_attributes_of_a_site_are_strings_whatever_they_hold(tmp_path: Path) -> None:
     text = submit_file(tmp_path, htcondor="""{attributes: {Project: 'a "b" $(HOME) \\c d'}}""")
     assert lines_of(text, "+Project") == ['+Project = "a \\"b\\" $(DOLLAR)(HOME) \\c d"']
-    with pytest.raises(Unrepresentable, match="Project: .*ends with a backslash"):
+    with pytest.raises(Unrepresentable, match=r"Project: .*ends with a backslash"):
         submit_file(tmp_path, htcondor="""{attributes: {Project: 'a\\'}}""", name="b")
 
 
@@ -268,7 +370,9 @@ def test_the_image_is_asked_for_in_the_sites_dialect(tmp_path: Path) -> None:
     native = submit_file(tmp_path, container="{launch: site, dialect: self-healing}", name="a")
     pilot = submit_file(tmp_path, container="{launch: site, dialect: plain}", name="b")
     worker = submit_file(tmp_path, name="c")
-    healing = f'+SingularityImage = ifThenElse((NumVacatesByReason.SingularityTestFailed ?: 0) >= 1, undefined, "{path}")'
+    healing = (
+        f'+SingularityImage = ifThenElse((NumVacatesByReason.SingularityTestFailed ?: 0) >= 1, undefined, "{path}")'
+    )
     assert lines_of(native, "+SingularityImage") == [healing]
     assert lines_of(pilot, "+SingularityImage") == [f'+SingularityImage = "{path}"']
     assert lines_of(worker, "+SingularityImage") == []
@@ -281,15 +385,7 @@ def test_an_image_of_the_site_hides_the_catalogues_path(tmp_path: Path) -> None:
 
 
 def test_the_manifest_has_every_file(tmp_path: Path) -> None:
-    from fermigrid.render import render_manifest
-
     (plan,) = plans(assemble(tmp_path))
     manifest = json.loads(render_manifest(plan.header, {"b": "2", "a": "1"}))
     assert list(manifest["files"].items()) == [("a", "1"), ("b", "2")]
     assert (manifest["format"], manifest["jobs"], manifest["step"]) == (1, 2, "go")
-
-
-def test_a_run_knows_no_placeholder_by_accident() -> None:
-    """Names of runs need no escapes: what `parse_table` lets through is tame."""
-    assert Run("r1").columns is None
-    assert Source("x").problem((), "m").line == 0

@@ -22,11 +22,13 @@ def refusals(text: str) -> list[str]:
 
 
 def load(folder: Path, **written: object) -> tuple[Run, ...]:
-    return load_runs(Runs.model_validate(written), folder, Source("c.yaml", {("runs", "list"): 3, ("runs", "table"): 3}))
+    return load_runs(
+        Runs.model_validate(written), folder, Source("c.yaml", {("runs", "list"): 3, ("runs", "table"): 3})
+    )
 
 
 def test_a_table() -> None:
-    text = "run, events ,season\nr1,5, winter \n\nr2,0,\"a, b\"\n"
+    text = 'run, events ,season\nr1,5, winter \n\nr2,0,"a, b"\n'
     assert parse_table(text, "t") == (Run("r1", 5, {"season": "winter"}), Run("r2", 0, {"season": "a, b"}))
 
 
@@ -119,7 +121,11 @@ cells = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12).map
 )
 def test_a_table_comes_back(run_names: list[str], counted: bool, columns: list[str], data: st.DataObject) -> None:
     runs = tuple(
-        Run(name, data.draw(st.integers(0, 10**15 - 1)) if counted else None, {c: data.draw(cells) for c in columns} or None)
+        Run(
+            name,
+            data.draw(st.integers(0, 10**15 - 1)) if counted else None,
+            {c: data.draw(cells) for c in columns} or None,
+        )
         for name in run_names
     )
     file = io.StringIO(newline="")

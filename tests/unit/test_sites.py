@@ -139,7 +139,10 @@ def test_limits_say_what_is_too_much(tmp_path: Path) -> None:
 
     limits = SiteLimits.model_validate({"cpus": "8", "memory": "16 GiB"})
     assert limits.exceeded_by(Resources()) == []
-    assert limits.exceeded_by(Resources.model_validate({"cpus": "9", "memory": "17 GiB", "walltime": "9 d"})) == ["cpus", "memory"]
+    assert limits.exceeded_by(Resources.model_validate({"cpus": "9", "memory": "17 GiB", "walltime": "9 d"})) == [
+        "cpus",
+        "memory",
+    ]
     assert limits.memory == parse_bytes("16 GiB")
 
 

@@ -52,7 +52,9 @@ def test_a_job_that_ended_waits_for_its_report_whatever_comes_late(seen: Seen) -
 
 def test_end_and_removal_come_to_the_same_in_either_order() -> None:
     for now in (State.WAITING, State.RUNNING, State.HELD, State.UNKNOWN):
-        assert next_state(next_state(now, Seen.ENDED), Seen.REMOVED) is next_state(next_state(now, Seen.REMOVED), Seen.ENDED)
+        assert next_state(next_state(now, Seen.ENDED), Seen.REMOVED) is next_state(
+            next_state(now, Seen.REMOVED), Seen.ENDED
+        )
 
 
 @pytest.mark.parametrize(

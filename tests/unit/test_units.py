@@ -25,12 +25,23 @@ def test_seconds(text: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("2", "no unit"), ("", "not a quantity"), ("GiB", "not a quantity"), ("2 gb", "unknown unit 'gb'"),
-        ("-2 GiB", "not a quantity"), ("1e3 MB", "not a quantity"), ("1,5 GiB", "not a quantity"), ("0 B", "more than nothing"),
-        ("0.1 B", "more than nothing"), ("9" * 400 + " B", "more than any"), ("2 GiB GiB", "not a quantity"),
-        ("\u0662 GiB", "not a quantity"), ("2 GiB\n2", "not a quantity"), (None, "not a quantity"), (["2 GiB"], "not a quantity"),
+        ("2", "no unit"),
+        ("", "not a quantity"),
+        ("GiB", "not a quantity"),
+        ("2 gb", "unknown unit 'gb'"),
+        ("-2 GiB", "not a quantity"),
+        ("1e3 MB", "not a quantity"),
+        ("1,5 GiB", "not a quantity"),
+        ("0 B", "more than nothing"),
+        ("0.1 B", "more than nothing"),
+        ("9" * 400 + " B", "more than any"),
+        ("2 GiB GiB", "not a quantity"),
+        ("\u0662 GiB", "not a quantity"),
+        ("2 GiB\n2", "not a quantity"),
+        (None, "not a quantity"),
+        (["2 GiB"], "not a quantity"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_amount_of_bytes(text: object, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_bytes(text)
@@ -54,7 +65,15 @@ def test_every_unit_of_time_counts(number: int, unit: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (45.4, "45 s"), (60, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (3600, "1 h"), (273600, "3 d 4 h")],
+    [
+        (0, "0 s"),
+        (45.4, "45 s"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (3600, "1 h"),
+        (273600, "3 d 4 h"),
+    ],
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert show_seconds(seconds) == text

@@ -1,0 +1,310 @@
+"""HTCondor's codes, errors and job ads in words; and that words, template and documentation say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fermigrid.backends import htcondor_words as words
+from fermigrid.backends.htcondor_words import HOLDS, Cure
+from fermigrid.report import INFRASTRUCTURE
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "submit_templates/htcondor/job.sub.j2"
+PAGE = ROOT / "docs/reference/hold-reasons.md"
+
+
+# --- errors of a submission, as HTCondor 25.14 words them --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "answers", "kind"),
+    [
+        (
+            "Failed to connect to schedd, errmsg=AUTHENTICATE:1003:Failed to authenticate with any method",
+            True,
+            "refused",
+        ),
+        ("Failed to connect to schedd, errmsg=SECMAN:2005:Protocol Error: No auth methods.", True, "refused"),
+        ('Failed to connect to schedd, errmsg=SECMAN:2010:Received "DENIED" from server for user x@y', True, "refused"),
+        (
+            "Failed to connect to schedd, errmsg=SECMAN:2011:Connection closed during command authorization.",
+            True,
+            "refused",
+        ),
+        (
+            "Failed to connect to schedd, errmsg=SECMAN:2011:Connection closed during command authorization.",
+            False,
+            "unavailable",
+        ),
+        (
+            "Failed to connect to schedd, errmsg=SECMAN:2007:This service is running, but did not respond",
+            False,
+            "unavailable",
+        ),
+        ("Failed to create new cluster.SCHEDD:28:Cannot allocate a cluster id", True, "refused"),
+        ("Failed to create new cluster.", False, "unavailable"),
+        ("expected next ProcId to be 1, but Schedd says -3", True, "refused"),
+        ("Failed to send item data (late materialization), ", True, "refused"),
+        ("Failed to send item data (late materialization), ", False, "unavailable"),
+        ("Unable to commit transaction, SCHEDD:2:ask for an accounting group first", True, "refused"),
+        ("Unable to commit transaction, ", True, "doubt"),
+        ("Unable to commit transaction, QMGMT:1:connection lost", False, "doubt"),
+        ("something that nobody has seen yet", True, "doubt"),
+    ],
+)
+def test_an_error_is_a_refusal_only_where_nothing_can_have_landed(told: str, answers: bool, kind: str) -> None:
+    assert words.read_submit_error(told, answers).kind == kind
+
+
+def test_limits_are_named() -> None:
+    assert "MAX_JOBS_PER_OWNER" in str(
+        words.read_submit_error("expected next ProcId to be 1, but Schedd says -3", True)
+    )
+    told = str(words.read_submit_error("expected next ProcId to be 20000, but Schedd says -4", True))
+    assert "MAX_JOBS_PER_SUBMISSION" in told
+    assert "late materialization" in told
+    told = str(words.read_submit_error("Failed to send item data (late materialization), ", True))
+    assert told.endswith("(SCHEDD_ALLOW_LATE_MATERIALIZE)")
+
+
+# --- holds -------------------------------------------------------------------------------------------------
+
+
+def test_a_hold_is_explained_with_its_reason_meaning_advice_and_end() -> None:
+    told = words.explain_hold(13, 2, "Transfer input files failure: x y.rows: No such file or directory ")
+    assert told == (
+        "held: Transfer input files failure: x y.rows: No such file or directory (code 13/2, TransferInputError)",
+        "that means: inputs could not be sent to the machine",
+        "what to do: see that the submit machine can write the run folder (disk, quota, file system)",
+        "by itself: the job is released some times, then it leaves the queue",
+    )
+
+
+def test_an_unknown_code_is_no_failure() -> None:
+    assert words.explain_hold(4711, None, "")[0] == "held: no reason given (code 4711/0)"
+    assert words.explain_hold(None, None, "why not")[0] == "held: why not (code None/0)"
+
+
+def policy(name: str) -> str:
+    """A policy's expression in the template, on one line."""
+    text = TEMPLATE.read_text().replace("\\\n", " ")
+    (found,) = re.findall(rf"(?m)^{name}\s*= (.*)$", text)
+    return str(found)
+
+
+def codes(expression: str) -> list[set[int]]:
+    """The sets of numbers in an expression."""
+    return [set(map(int, found.split(","))) for found in re.findall(r"\{([\d, ]+)\}", expression)]
+
+
+def test_the_template_does_with_holds_what_the_words_say() -> None:
+    by_cure = {cure: {code for code, hold in HOLDS.items() if hold.cure is cure} for cure in Cure}
+    assert codes(policy("periodic_release")) == [by_cure[Cure.RELEASED]]
+    assert codes(policy("periodic_remove")) == [by_cure[Cure.YOURS], by_cure[Cure.LEAVES]]
+
+
+def test_the_template_starts_again_what_the_report_calls_infrastructure() -> None:
+    assert codes(policy("on_exit_remove")) == [set(INFRASTRUCTURE)]
+
+
+def test_the_page_of_hold_reasons_is_the_table() -> None:
+    rows = re.findall(r"(?m)^\| (\d+) \| (\S+) \| (.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text())
+    table = [(str(code), one.label, one.meaning, one.advice, str(one.cure)) for code, one in sorted(HOLDS.items())]
+    assert rows == table
+
+
+def test_the_template_asks_for_what_it_says_it_is_given() -> None:
+    source = TEMPLATE.read_text()
+    head = source.split("#}")[0]
+    used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
+    assert used
+    assert {name for name in used if not re.search(rf"\b{name}\b", head)} == set()
+
+
+# --- reasons in the event log ------------------------------------------------------------------------------
+
+
+def test_reasons_of_evictions_removals_and_releases() -> None:
+    lines = ("\t(0) Job terminated and was requeued", "\t(1) Normal termination (return value 82)")
+    assert "ended with exit code 82" in words.eviction(None, lines)
+    assert (
+        words.eviction("Error from slot1@x: Singularity test failed", lines)
+        == "Error from slot1@x: Singularity test failed"
+    )
+    assert words.eviction(None, ("\t(0) CPU times", "\tlease expired")) == "lease expired"
+    assert words.eviction(None, ()) == ""
+    assert words.removal("The job attribute PeriodicRemove expression 'JobStatus == 5' evaluated to TRUE").startswith(
+        "it was"
+    )
+    assert words.removal("via condor_rm (by user fermi)") == "via condor_rm (by user fermi)"
+    assert words.removal(None) == ""
+    assert words.liberation("The job attribute PeriodicRelease expression 'x' evaluated to TRUE").startswith(
+        "fermigrid's"
+    )
+    assert words.liberation("via condor_release (by user fermi)") == "via condor_release (by user fermi)"
+
+
+def test_how_many_jobs_a_removed_factory_had_made() -> None:
+    assert words.jobs_made(("Cluster removed", "\tMaterialized 10 jobs from 10 items.\tIncomplete"), 30) == 10
+    assert words.jobs_made(("Cluster removed",), 30) == 30
+
+
+# --- requirements ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "clauses"),
+    [
+        ("a", ["a"]),
+        ("((a) && (b && c)) && d", ["a", "b", "c", "d"]),
+        ("(a || b) && c", ["a || b", "c"]),
+        ("a && b || c", ["a && b || c"]),
+        ("(a) && (b)", ["a", "b"]),
+        ('x == "a && \\" b" && y', ['x == "a && \\" b"', "y"]),
+        ("x == 'a && b' && y", ["x == 'a && b'", "y"]),
+        ("member(a, {b && c}) && d", ["member(a, {b && c})", "d"]),
+        ("(a ?: 0) >= 1 && b =?= c && d =!= e", ["(a ?: 0) >= 1", "b =?= c", "d =!= e"]),
+        ("a ? b && c : d", ["a ? b && c : d"]),
+    ],
+)
+def test_requirements_fall_apart_into_clauses(expression: str, clauses: list[str]) -> None:
+    assert words.split_clauses(expression) == clauses
+
+
+NAMES = st.sampled_from(["a", 'x == "&& ("', "f(a && b)", "(a || b)"])
+TREES = st.recursive(
+    NAMES, lambda some: st.tuples(some, some).map(lambda two: f"({two[0]}) && ({two[1]})"), max_leaves=8
+)
+
+
+@given(TREES)
+def test_no_clause_is_lost_and_none_can_be_split_again(expression: str) -> None:
+    clauses = words.split_clauses(expression)
+    assert [words.split_clauses(clause) for clause in clauses] == [[clause] for clause in clauses]
+    assert len(clauses) == expression.count(") && (") + 1
+
+
+# --- why a job waits ---------------------------------------------------------------------------------------
+
+IDLE = {
+    "JobStatus": 1,
+    "EnteredCurrentStatus": 1000,
+    "ServerTime": 1000 + 7500,
+    "RequestCpus": 2,
+    "RequestMemory": 65536,
+    "RequestDisk": 2048,
+}
+ROOM: dict[str, Any] = {
+    "slots": 8,
+    "clauses": [],
+    "cpus": 8,
+    "memory": 8,
+    "disk": 8,
+    "possible": 8,
+    "willing": 8,
+    "free": 3,
+}
+
+
+def explain(
+    job: dict[str, Any] | None = None, index: int = 0, factory: dict[str, Any] | None = None, **facts: Any
+) -> tuple[str, ...]:
+    """`words.explain` of facts that are mostly not there."""
+    return words.explain({"left": None, "match": None, "user": None, "job": job, "factory": factory} | facts, index)
+
+
+def test_a_waiting_job_whose_turn_comes() -> None:
+    user = {"Priority": 512.25, "WeightedResourcesUsed": 17.0}
+    assert explain(IDLE | {"LastRejMatchReason": "no match found "}, match=ROOM, user=user) == (
+        "it waits, for 2 h 5 min",
+        "8 of 8 slots could run it, and 3 have room now: its turn comes with the next matchmaking",
+        "the matchmaker's last word: no match found",
+        "your priority there is 512.2 (large is bad), you use 17 cores",
+    )
+
+
+def test_a_waiting_job_that_no_slot_fits() -> None:
+    clauses = [{"text": "TARGET.Memory >= RequestMemory", "slots": 0}, {"text": "HasSingularity", "slots": 3}]
+    nothing = {"clauses": clauses, "memory": 0, "possible": 0, "willing": 0, "free": 0}
+    assert explain(IDLE, match=ROOM | nothing)[1:] == (
+        "none of the 8 slots of the pool can ever run it:",
+        "- memory: 64 GiB or more: 0 of 8 slots",
+    )
+
+
+def test_a_waiting_job_that_slots_fit_but_do_not_take() -> None:
+    told = explain(IDLE, match=ROOM | {"willing": 0, "free": 0})
+    assert told[-1] == "- 8 slots suit it, but their own policy does not take it"
+
+
+def test_a_waiting_job_with_a_past() -> None:
+    past = {
+        "NumVacatesByReason": {"SingularityTestFailed": 2, "StartdDraining": 1},
+        "NumJobCompletions": 1,
+        "LastRemoteHost": "slot1@node7",
+    }
+    told = explain(IDLE | past, match=ROOM | {"free": 0})
+    assert told[1:] == (
+        "its container could not start on 2 machine(s), last slot1@node7",
+        "it was sent back to the queue: StartdDraining 1 times; last from slot1@node7",
+        "its worker ended 1 time(s) with a failure of the machine; it waits for another machine first",
+        "8 of 8 slots could run it, none has room now: they are busy or, for some minutes, where it failed last",
+    )
+
+
+def test_a_pool_without_machines() -> None:
+    assert explain(IDLE, match=ROOM | {"slots": 0})[1] == "the pool shows no machines at all"
+
+
+def test_a_job_that_is_not_made_yet() -> None:
+    factory = {
+        "JobMaterializeNextProcId": 10,
+        "TotalSubmitProcs": 500,
+        "JobMaterializeLimit": 20,
+        "JobsIdle": 3,
+        "JobsRunning": 5,
+        "JobsHeld": 2,
+    }
+    assert explain(factory=factory, index=10) == (
+        "the schedd has made 10 of the batch's 500 jobs so far (late materialization), and this is number 11",
+        "in the queue now: 3 idle, 5 running, 2 held; at most 20 at once in the queue",
+    )
+    assert "neither the queue nor the history" in explain(factory=factory, index=9)[0]
+
+
+def test_a_held_job_of_a_limited_batch_tells_what_it_blocks() -> None:
+    factory = {"JobMaterializeLimit": 20, "JobsHeld": 7}
+    told = explain({"JobStatus": 5, "HoldReason": "x", "HoldReasonCode": 1}, factory=factory)
+    assert told[-1] == "7 held jobs of the batch take part of the 20 places that it may have in the queue"
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ({"JobStatus": 2, "RemoteHost": "slot1@n"}, "it runs on slot1@n, for an unknown time"),
+        (
+            {"JobStatus": 2, "TransferringInput": True, "RemoteHost": "s"},
+            "it brings its inputs on s, for an unknown time",
+        ),
+        ({"JobStatus": 6, "RemoteHost": "s"}, "it brings its outputs back on s, for an unknown time"),
+        ({"JobStatus": 3}, "it is leaving the queue (removed)"),
+        ({"JobStatus": 4}, "it is leaving the queue (ended)"),
+        ({"JobStatus": 99}, "it is leaving the queue (ended)"),
+    ],
+)
+def test_other_states(job: dict[str, Any], told: str) -> None:
+    assert explain(job) == (told,)
+
+
+def test_jobs_that_left() -> None:
+    assert explain(left={"JobStatus": 4, "ExitCode": 7}) == ("it ended with exit code 7; its log tells more",)
+    assert explain(left={"JobStatus": 4, "ExitBySignal": True, "ExitSignal": 9})[0].startswith("it ended by signal 9")
+    assert explain(left={"JobStatus": 3}) == ("it was removed: no reason given",)
