@@ -12,13 +12,13 @@ import yaml
 from fermigrid.campaign import Campaign
 from fermigrid.code import pack_code, unpack_names
 from fermigrid.config import Source, nearest, parse_yaml, read_text, validate
-from fermigrid.errors import ConfigError, Problem
+from fermigrid.errors import ConfigError, NotFound, Problem
 from fermigrid.plan import Assembled
 from fermigrid.records import CampaignRecord
 from fermigrid.resources import shipped
 from fermigrid.runfolder import RunFolder
 from fermigrid.runs import load_runs, parse_table
-from fermigrid.site import load_catalogue, load_site
+from fermigrid.site import Site, load_catalogue, load_site
 
 
 def site_folders(own: Sequence[Path], environment: Mapping[str, str]) -> tuple[Path, ...]:
@@ -36,7 +36,7 @@ def assemble_file(path: Path, site: str | None, parameters: Mapping[str, str], f
 
 def assemble_data(data: Mapping[str, Any], folder: Path, site: str, folders: Sequence[Path]) -> Assembled:
     """The same for a one-off job from the command line, as if it had been written in a file."""
-    text = yaml.safe_dump(dict(data), allow_unicode=True, sort_keys=False, width=10**9)
+    text = yaml.safe_dump(dict(data), sort_keys=False, width=10**9)
     parsed, source = parse_yaml(text, "command line")
     found = Source("command line", dict.fromkeys(source.lines, 0))
     return _assemble(validate(Campaign, parsed, found), found, text, folder, site, {}, folders)
@@ -48,7 +48,7 @@ def assemble_kept(folder: RunFolder, record: CampaignRecord) -> Assembled:
     data, source = parse_yaml(text, str(folder.campaign))
     campaign = validate(Campaign, data, source)
     campaign = campaign.model_copy(update={"parameters": record.parameters})
-    folders = tuple(Path(part) for part in record.search)
+    folders = tuple(sorted(folder.sites.iterdir(), key=lambda kept: int(kept.name)))
     sites = {name: load_site(name, folders)[0] for name in ([record.site] if record.site else campaign.sites)}
     if campaign.runs.table is None:
         runs = load_runs(campaign.runs, folder.path, source)
@@ -82,7 +82,16 @@ def _assemble(
         problems.append(source.problem(("parameters",), f"{what} It has: {', '.join(known) or 'none'}"))
     campaign = campaign.model_copy(update={"parameters": {**campaign.parameters, **parameters}})
     names = [site] if site else sorted(campaign.sites)
-    sites = {name: found[0] for name in names if (found := attempt(load_site, name, folders))}
+    sites: dict[str, Site] = {}
+    for name in names:
+        try:
+            sites[name], _ = load_site(name, folders)
+        except ConfigError as error:
+            problems += error.problems
+        except NotFound as error:
+            if site:
+                raise
+            problems.append(source.problem(("sites", name), f"{error} {error.hint}"))
     catalogue = attempt(load_catalogue, folders)
     runs = attempt(load_runs, campaign.runs, folder, source)
     programs = frozenset(step.command[0].removeprefix("./") for step in campaign.steps.values())

@@ -13,6 +13,7 @@ from fermigrid.placeholder import compile_text, fields_of
 from fermigrid.plan import Assembled, constants_of, jobs_of, variables_of
 from fermigrid.runs import Run
 from fermigrid.site import Site
+from fermigrid.split import count_jobs
 from fermigrid.units import show_bytes, show_seconds
 
 _OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\x00-\x1f\x7f]")
@@ -158,10 +159,10 @@ def _image(a: Assembled, site: Site) -> Iterator[Problem]:
     if site.container.launch == "site" and path is None:
         text = f"{c.image!r} has no path (on CVMFS or at the site), which site {site.site!r} needs to start it"
         yield a.source.problem(("image",), text)
-    jobs = len(a.runs)
+    jobs = sum(count_jobs(step, a.runs) for step in c.steps.values())
     if image.flavour == "uber" and jobs >= UBER_JOBS and image.distribution != "cvmfs" and not c.allow_uber:
         text = (
-            f"{c.image!r} is an uber image that each node fetches whole; for {jobs} runs ({UBER_JOBS} or more) "
+            f"{c.image!r} is an uber image that each node fetches whole; for {jobs} jobs ({UBER_JOBS} or more) "
             "use a light image with software from CVMFS, or an uber image distributed by CVMFS, or say allow_uber: true"
         )
         yield a.source.problem(("image",), text)

@@ -9,6 +9,7 @@ from fermigrid import backends
 from fermigrid.find_job import find_job
 from fermigrid.standing import standing_of
 from fermigrid.submit import handle_of
+from fermigrid.units import show_count
 from fermigrid.watch import Following
 
 
@@ -42,6 +43,6 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
         if action == "remove" and indices is None:
             f.ledger.remove(batch.id, f.hand.now(), f.hand.who)
         else:
-            what = f"{action} {batch.name}" + (f": {len(indices)} jobs" if indices else "")
+            what = f"{action} {batch.name}" + (f": {show_count(len(indices), 'job')}" if indices else "")
             f.ledger.note(f.hand.now(), f.hand.who, what)
     return total

@@ -37,19 +37,21 @@ def explain_job(ledger: Ledger, folder: RunFolder, found: Found) -> Iterator[str
     if record.starts > 1:
         yield f"it was started {record.starts} times, the last time on {record.host or 'an unknown host'}"
     for attempt in attempts:
-        yield f"attempt {attempt.attempt}: {describe_attempt(json.loads(attempt.report))}" + (
-            ", accepted" if attempt.accepted else ""
-        )
+        report = json.loads(attempt.report)
+        words = describe_attempt(report)
+        if report["message"] and report["message"] not in record.reason:
+            words += f"; {report['message']}"
+        yield f"attempt {attempt.attempt}: {words}" + (", accepted" if attempt.accepted else "")
 
 
 def describe_attempt(report: dict[str, Any]) -> str:
     """One line on what a report says: where it ran, in what, how long, how it ended."""
     image = report["image"]
     where = "on the host (rehearsal)" if report["rehearsal"] else f"in {image['name']} (from {image['rung']})"
-    tried = [f"{step['rung']}: {step['result']}" for step in image.get("tried", []) if step["result"] != "good"]
+    tried = [f"{step['rung']}: {step['result']}" for step in image.get("tried", []) if step["result"] != "ok"]
     text = f"{report['host']}, {where}, {report['end'] - report['begin']} s, exit {report['exit']}"
     if report["payload_exit"] not in (None, report["exit"]):
         text += f" (the payload's own: {report['payload_exit']})"
     if tried:
         text += f"; tried {', '.join(tried)}"
-    return text + (f"; {report['message']}" if report["message"] else "")
+    return text

@@ -24,6 +24,7 @@ from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRec
 from fermigrid.report import Report
 from fermigrid.schema import MIGRATIONS
 from fermigrid.states import State
+from fermigrid.units import show_count
 
 
 class Ledger:
@@ -92,7 +93,7 @@ class Ledger:
             )
             db.execute(
                 "INSERT INTO journal VALUES (?, ?, ?)",
-                (_text(time), who, f"intends {b.name}: {b.jobs} jobs to {b.site}"),
+                (_text(time), who, f"intends {b.name}: {show_count(b.jobs, 'job')} to {b.site}"),
             )
 
     def record(self, batch_id: str, place: str, cluster: int, time: datetime, who: str, how: str) -> None:
@@ -228,8 +229,8 @@ class Ledger:
         return int(self._rows("SELECT count(*) FROM attempt WHERE published = 0 AND accepted = 1")[0][0])
 
     def rehearsed(self) -> int:
-        """How many accepted attempts ran without a container (site `local` on a machine without a runtime)."""
-        query = "SELECT count(*) FROM attempt WHERE accepted = 1 AND json_extract(report, '$.rehearsal')"
+        """How many jobs ran without a container (site `local` on a machine without a runtime)."""
+        query = "SELECT count(DISTINCT job) FROM attempt WHERE json_extract(report, '$.rehearsal')"
         return int(self._rows(query)[0][0])
 
 

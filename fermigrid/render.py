@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 from fermigrid import __version__
+from fermigrid.errors import Unrepresentable
 from fermigrid.plan import Header, Plan, Request
 from fermigrid.quoting import encode_lines, encode_submit_string, encode_submit_value
 
@@ -95,7 +96,7 @@ def _finalize(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         raise TypeError(f"a template prints {value!r}")
     if any(ord(char) < 32 and char != "\t" for char in str(value)):
-        raise ValueError(f"a template prints a control character: {value!r}")
+        raise Unrepresentable("a text of the submit file", str(value), "it has a control character")
     return value
 
 

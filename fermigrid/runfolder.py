@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "bundle.tar.gz"
 
     @property
+    def sites(self) -> Path:
+        """Copies of site files and image catalogues: a numbered folder for each that was searched, in that order."""
+        return self.path / "sites"
+
+    @property
     def outputs(self) -> Path:
         """Accepted outputs that came back with their jobs."""
         return self.path / "outputs"

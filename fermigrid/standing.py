@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fermigrid.ledger import Ledger
 from fermigrid.records import BatchRecord
 from fermigrid.states import State
+from fermigrid.units import show_count
 
 ORDER = (State.DONE, State.RUNNING, State.WAITING, State.HELD, State.ENDED, State.UNKNOWN, State.FAILED, State.REMOVED)
 
@@ -55,6 +56,14 @@ class Standing:
         text = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count) or "no jobs"
         doubtful = sum(batch.batch.jobs for batch in self.batches if batch.batch.submitted is None)
         return f"{text} ({doubtful} in doubt: submit or watch again)" if doubtful else text
+
+    @property
+    def headline(self) -> str:
+        """`40 jobs, 38 done, 2 failed`, and a second line where jobs ran without a container."""
+        text = f"{show_count(self.jobs, 'job')}, {self.words}"
+        if self.rehearsed:
+            text += f"\nrehearsal: not containerised ({show_count(self.rehearsed, 'job')} ran on the host)"
+        return text
 
     @property
     def good(self) -> bool:

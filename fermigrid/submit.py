@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from fermigrid import __version__, backends
 from fermigrid.advance import Work, blocks_of
@@ -27,10 +28,11 @@ from fermigrid.records import BatchRecord, CampaignRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.runs import write_table
 from fermigrid.site import Site
+from fermigrid.units import show_count
 
 NAMESPACE = uuid.UUID("6f2c0c1e-5d0b-5f43-9a3e-3c8f0b1f4a55")
 MADE_FIRST = ("ledger.lock", "ledger.draft", "ledger.draft-wal", "ledger.draft-shm", "ledger.draft-journal",
-              "campaign.yaml", "runs.csv", "bundle.tar.gz")  # fmt: skip
+              "campaign.yaml", "runs.csv", "bundle.tar.gz", "sites")  # fmt: skip
 Tell = Callable[[str], None]
 
 
@@ -94,7 +96,7 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
             )
         return ledger
     try:
-        _keep(assembled, folder)
+        _keep(assembled, folder, search)
     except OSError as error:
         raise RunFolderError(f"cannot write into the run folder {folder.path}: {error.strerror}") from error
     record = CampaignRecord(
@@ -118,8 +120,15 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
     return open_ledger(folder.ledger)
 
 
-def _keep(assembled: Assembled, folder: RunFolder) -> None:
+def _keep(assembled: Assembled, folder: RunFolder, search: Sequence[str]) -> None:
     """Copies of what the campaign was made of, so that later changes of its files do not reach it."""
+    names = ["images.yaml", *(f"{site}.yaml" for site in assembled.sites)]
+    for number, origin in enumerate(search):
+        kept = folder.sites / str(number)
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if (source := Path(origin, name)).is_file():
+                shutil.copyfile(source, kept / name)
     folder.campaign.write_text(assembled.text, encoding="utf-8")
     with folder.runs.open("w", encoding="utf-8", newline="") as file:
         write_table(assembled.runs, file)
@@ -205,11 +214,11 @@ def _send(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand) ->
         ledger.withdraw(record.id, hand.now(), hand.who, str(error))
         raise
     ledger.record(record.id, handle.where, handle.cluster, hand.now(), hand.who, "submitted")
-    hand.tell(f"submitted {record.name}: {record.jobs} jobs, {_where(record.backend, handle)}")
+    hand.tell(f"submitted {record.name}: {show_count(record.jobs, 'job')}, {_where(record.backend, handle)}")
 
 
 def _where(backend: str, handle: Handle) -> str:
-    return f"cluster {handle.cluster} at {handle.where}" if handle.where else f"{backend} {handle.cluster}"
+    return f"cluster {handle.cluster} at {handle.where}" if handle.where else f"{backend}: this machine"
 
 
 def settle(ledger: Ledger, folder: RunFolder, hand: Hand, sleep: Callable[[float], None] = time.sleep) -> int:

@@ -51,6 +51,11 @@ def show_bytes(count: int) -> str:
     return f"{value:.3g} TiB"
 
 
+def show_count(count: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def show_seconds(seconds: float) -> str:
     """A duration for a person: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     whole = round(seconds)

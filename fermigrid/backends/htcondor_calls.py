@@ -21,14 +21,17 @@ import classad2
 import htcondor2
 
 from fermigrid.backends.htcondor_words import (
+    NOT_LATE,
     Fault,
     is_passing,
     is_permission,
     read_submit_error,
     remote_schedd,
     split_clauses,
+    unreadable,
 )
 
+_CLOSED = "Connection closed during command authorization"
 _CHUNK = 1000  # jobs named in one command
 _SLOTS_WHOLE = 1000  # above so many slots only the attributes that the job asks about are fetched
 _STATE = ("ClusterId", "ProcId", "JobStatus", "EnteredCurrentStatus", "RemoteHost", "LastRemoteHost", "NumJobStarts")
@@ -149,18 +152,40 @@ def _submit(request: Request) -> dict[str, Any]:
         for macro, value in request["macros"].items():
             description[macro] = value
     except (htcondor2.HTCondorException, ValueError) as error:
-        raise Fault("refused", f"HTCondor cannot read the submit file: {error}") from error
+        raise Fault("refused", unreadable(str(error))) from error
     schedd = htcondor2.Schedd(place)
     if not _answers(schedd):
         raise Fault("unavailable", f"the schedd {name} does not answer")
     _say(sending=True)
     try:
-        result = schedd.submit(description)
+        result = _send(schedd, description)
     except ValueError as error:  # item data: read before anything is sent
-        raise Fault("refused", f"HTCondor cannot read the submit file: {error}") from error
+        raise Fault("refused", unreadable(str(error))) from error
     except htcondor2.HTCondorException as error:
-        raise read_submit_error(str(error), _answers(schedd)) from error
+        if _CLOSED in str(error) and _answers(schedd):
+            raise Fault("refused", f"{error} May this user submit there?") from error
+        if "(late materialization)" in str(error) and not _allows_late(place):
+            raise Fault("refused", NOT_LATE) from error
+        raise read_submit_error(str(error)) from error
     return {"where": name, "cluster": result.cluster(), "jobs": result.num_procs()}
+
+
+def _send(schedd: htcondor2.Schedd, description: htcondor2.Submit) -> htcondor2.SubmitResult:
+    """A connection that was closed before the user was known may have been a schedd that died: tried twice."""
+    try:
+        return schedd.submit(description)
+    except htcondor2.HTCondorException as error:
+        if _CLOSED not in str(error):
+            raise
+    return schedd.submit(description)
+
+
+def _allows_late(place: classad2.ClassAd) -> bool:
+    """Whether the schedd makes jobs late; yes where it does not tell."""
+    try:
+        return str(htcondor2.RemoteParam(place)["SCHEDD_ALLOW_LATE_MATERIALIZE"]).lower() != "false"
+    except (htcondor2.HTCondorException, KeyError):
+        return True
 
 
 def _answers(schedd: htcondor2.Schedd) -> bool:

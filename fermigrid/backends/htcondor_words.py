@@ -29,12 +29,26 @@ class Fault(Exception):
 
 
 _PERMISSION = re.compile(r"DENIED|AUTHENTICATE:|No auth methods|SECMAN:(?:2003|2010|2005)|permission", re.IGNORECASE)
-_NEVER_COMMITTED = ("Failed to create new cluster", "expected next ProcId", "Failed to ", "expected next ClusterId")
+_BEFORE_COMMIT = (
+    "Failed to create new cluster",
+    "expected next ProcId",
+    "Failed to make submit digest",
+    "Failed to send item data",
+    "Failed to append queue statement",
+    "Failed to send submit digest",
+    "Failed to get parent ad",
+    "Failed to send Cluster Ad",
+    "Failed to send Jobset Ad",
+)
+_UNREADABLE = ("Failed to create job ad", "Failed to create a cluster ad")  # before anything is sent
 _LIMITS = {
     "-3": "you have as many jobs in this schedd as one user may have (MAX_JOBS_PER_OWNER)",
     "-4": "the batch has more jobs than one submission may have (MAX_JOBS_PER_SUBMISSION); late materialization "
     "(`late_above` in the site file) is not bound by it",
 }
+NOT_LATE = (
+    "this schedd does not allow late materialization (SCHEDD_ALLOW_LATE_MATERIALIZE); see `late_above` in the site file"
+)
 
 
 def is_permission(words: str) -> bool:
@@ -42,24 +56,27 @@ def is_permission(words: str) -> bool:
     return bool(_PERMISSION.search(words))
 
 
-def read_submit_error(words: str, answers: bool) -> Fault:
-    """What an error of Schedd.submit means; `answers`: whether the schedd answers a question now.
+def read_submit_error(words: str) -> Fault:
+    """What an error of Schedd.submit means.
 
-    A transaction that was not committed leaves nothing. Once a commit was asked for, only the schedd's own words
-    (`SCHEDD:<number>:...`) prove that it failed.
+    A refusal is only what the schedd itself said: a limit, or words of its own (`SCHEDD:<number>:...`). Other errors
+    before the commit may be a lost connection, but a transaction that was not committed leaves nothing. After that
+    nobody knows.
     """
     if words.startswith("Failed to connect to schedd"):
-        shut_out = is_permission(words) or (answers and "during command authorization" in words)
-        return Fault("refused" if shut_out else "unavailable", words)
-    if words.startswith(_NEVER_COMMITTED):
-        if limit := re.search(r"Schedd says (-\d+)", words):
-            return Fault("refused", _LIMITS.get(limit[1], words))
-        if "(late materialization)" in words and answers:
-            words = f"{words.rstrip(', ')}: the schedd may not allow it (SCHEDD_ALLOW_LATE_MATERIALIZE)"
-        return Fault("refused" if answers else "unavailable", words)
-    if re.search(r"commit.*SCHEDD:\d+:.*\S", words):
+        return Fault("refused" if is_permission(words) else "unavailable", words)
+    if words.startswith(_UNREADABLE):
+        return Fault("refused", unreadable(words.partition("errmsg=")[2] or words))
+    if limit := re.search(r"Schedd says (-[34])\b", words):
+        return Fault("refused", _LIMITS[limit[1]])
+    if re.search(r"SCHEDD:\d+:.*\S", words):
         return Fault("refused", words)
-    return Fault("doubt", words)
+    return Fault("unavailable" if words.startswith(_BEFORE_COMMIT) else "doubt", words)
+
+
+def unreadable(words: str) -> str:
+    """Why HTCondor makes no jobs of a submit file; its message has several lines."""
+    return f"it cannot read the submit file: {' '.join(re.sub('Submit:-?[0-9]+:', '', words).split())}"
 
 
 def remote_schedd(name: str, machine: str) -> str:

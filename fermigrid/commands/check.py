@@ -21,6 +21,7 @@ def command(file: Path, site: str | None, parameters: tuple[str, ...], folders: 
     """
     from fermigrid.advance import blocks_of
     from fermigrid.split import count_jobs
+    from fermigrid.units import show_count
 
     assembled = checked(file, site, parameters, search_folders(folders))
     campaign = assembled.campaign
@@ -28,7 +29,7 @@ def command(file: Path, site: str | None, parameters: tuple[str, ...], folders: 
     in_blocks = f" in {blocks} blocks" if blocks > 1 else ""
     click.echo(f"{file}: good. Campaign {campaign.campaign}, {len(assembled.runs)} runs{in_blocks}")
     for name, step in campaign.steps.items():
-        click.echo(f"  {name}: {count_jobs(step, assembled.runs)} jobs")
+        click.echo(f"  {name}: {show_count(count_jobs(step, assembled.runs), 'job')}")
     if assembled.sites:
         click.echo(f"  sites: {', '.join(assembled.sites)}")
     else:

@@ -14,5 +14,6 @@ from fermigrid.commands.options import campaign_argument, job_option, step_optio
 def command(campaign: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> None:
     """Keep waiting jobs of CAMPAIGN from starting, until they are released."""
     from fermigrid.commands.following import control_campaign
+    from fermigrid.units import show_count
 
-    click.echo(f"held: {control_campaign(campaign, 'hold', steps, jobs)} jobs")
+    click.echo(f"held: {show_count(control_campaign(campaign, 'hold', steps, jobs), 'job')}")

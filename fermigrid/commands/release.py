@@ -14,5 +14,6 @@ from fermigrid.commands.options import campaign_argument, job_option, step_optio
 def command(campaign: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> None:
     """Let held jobs of CAMPAIGN go on."""
     from fermigrid.commands.following import control_campaign
+    from fermigrid.units import show_count
 
-    click.echo(f"released: {control_campaign(campaign, 'release', steps, jobs)} jobs")
+    click.echo(f"released: {show_count(control_campaign(campaign, 'release', steps, jobs), 'job')}")

@@ -14,5 +14,6 @@ from fermigrid.commands.options import campaign_argument, job_option, step_optio
 def command(campaign: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> None:
     """Take jobs of CAMPAIGN out of the queue for good: all, those of a STEP, or some by name."""
     from fermigrid.commands.following import control_campaign
+    from fermigrid.units import show_count
 
-    click.echo(f"removed: {control_campaign(campaign, 'remove', steps, jobs)} jobs")
+    click.echo(f"removed: {show_count(control_campaign(campaign, 'remove', steps, jobs), 'job')}")

@@ -27,6 +27,7 @@ def command(file: Path, site: str, output: Path, parameters: tuple[str, ...], fo
     from fermigrid.plan import plan_batch
     from fermigrid.planfolder import write_plan
     from fermigrid.submit import sites_of_blocks
+    from fermigrid.units import show_count
 
     assembled = checked(file, site, parameters, search_folders(folders))
     if output.exists():
@@ -35,4 +36,4 @@ def command(file: Path, site: str, output: Path, parameters: tuple[str, ...], fo
         plan = plan_batch(assembled, work)
         folder = output / work.block / f"{work.step}.g{work.generation}"
         digest = write_plan(plan, folder)
-        click.echo(f"{folder}: {plan.header.jobs} jobs, sha256 {digest[:12]}")
+        click.echo(f"{folder}: {show_count(plan.header.jobs, 'job')}, sha256 {digest[:12]}")

@@ -77,9 +77,7 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
             for b in standing.batches
         ]
         print_table(["batch", "site", "state", "jobs", *used], lines)
-        click.echo(f"{f.assembled.campaign.campaign}: {standing.jobs} jobs, {standing.words}")
-        if standing.rehearsed:
-            click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")
+        click.echo(f"{f.assembled.campaign.campaign}: {standing.headline}")
         if losers:
             print_table(["job", "host", "code", "reason"], [[j.name, j.host, j.code, j.reason] for j in losers])
     return 1 if check and not standing.good else 0

@@ -102,9 +102,7 @@ def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tupl
         if not sent and not doubts:
             hand.tell(f"{name} was submitted before; nothing new to send")
         standing = follow(f) if wait else standing_of(ledger)
-    click.echo(f"{name}: {standing.jobs} jobs, {standing.words}")
-    if standing.rehearsed:
-        click.echo(f"rehearsal: not containerised ({standing.rehearsed} jobs ran on the host)")
+    click.echo(f"{name}: {standing.headline}")
     click.echo(f"run folder: {folder.path}", err=True)
     if wait and not standing.good:
         click.echo(f"what failed, and why: fermigrid status {folder.path} --failed", err=True)

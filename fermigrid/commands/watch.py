@@ -28,5 +28,5 @@ def command(campaign: str, once: bool) -> int:
             standing = standing_of(f.ledger)
         else:
             standing = follow(f)
-    click.echo(f"{f.assembled.campaign.campaign}: {standing.jobs} jobs, {standing.words}")
+    click.echo(f"{f.assembled.campaign.campaign}: {standing.headline}")
     return 0 if standing.good else 1

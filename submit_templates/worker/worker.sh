@@ -910,7 +910,7 @@ _check_proxy() {  # INDEX of a secret.point: an X.509 proxy that has ended, wher
 }
 
 _guard_secrets() {  # its stdin ends when the worker does, whatever ended it
-    exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1 3>&- 4>&-; read -r _; rm -rf -- "$secret_dir")
+    exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1 3>&- 4>&-; read -r _ || :; rm -rf -- "$secret_dir")
 }
 
 _copy_secret() {  # NAME FROM
@@ -965,6 +965,7 @@ _stage_input() {  # INDEX SOURCE -> in_problem
     [[ ${in_name[$1]} != */* ]] || mkdir -p -- "${to%/*}"
     rm -f -- "$to.part"
     if ! _bring "$2" "$to.part" || ! _check_input "$1" "$to.part"; then
+        ! _scratch_is_full || _finish "$SCRATCH_FULL" "scratch is full ($scratch) with input ${in_name[$1]}: $in_problem"
         rm -f -- "$to.part" "$to.part.head" "$to.part.url"
         return 1
     fi
@@ -1255,7 +1256,9 @@ _run_payload() {
             image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
             bind*) _fail_bind "${said#bind }" ;;
         esac
-        if _ending_signal; then _finish $((128 + ending)) "ended by signal ${signals[*]} before the payload had started"; fi
+        if [ ${#signals[@]} != 0 ] && [ "$status" -gt 128 ]; then
+            _finish "$status" "ended by signal ${signals[*]} before the payload had started"
+        fi
         if [ "$tries" != 1 ] || ! _heal_image; then _container_failed "$status"; fi
     done
     if [ "$container" != none ]; then _find_userns "${said#ok }"; fi
@@ -1410,7 +1413,7 @@ _check_outputs() {  # -> out_bytes, out_sha
     mapfile -t sizes < <(stat -c %s -- "${paths[@]}")
     _sha256 "${paths[@]}"
     for i in "${!out_name[@]}"; do
-        [ -n "${answer[i]}" ] || _finish "$NO_OUTPUT" "output ${out_name[i]} cannot be read"
+        [ -n "${answer[i]}" ] && [ -n "${sizes[i]:-}" ] || _finish "$NO_OUTPUT" "output ${out_name[i]} cannot be read"
         out_path[i]=${paths[i]} out_bytes[i]=${sizes[i]} out_sha[i]=${answer[i]} out_result[i]=ours
     done
 }

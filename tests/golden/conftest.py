@@ -11,5 +11,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
-    """Whether golden files are to be written."""
-    return bool(request.config.getoption("--update-golden"))
+    """Whether golden files are to be written; the option exists where this folder was named on the command line."""
+    return bool(request.config.getoption("--update-golden", default=False))

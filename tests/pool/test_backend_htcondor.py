@@ -450,9 +450,12 @@ def test_a_plan_that_is_not_there_is_told(job_folder: Path) -> None:
 def test_a_submit_file_that_htcondor_cannot_read_is_refused(job_folder: Path) -> None:
     batch = write_batch(job_folder)
     (batch.plan_dir / "items.txt").unlink()
-    with pytest.raises(SubmissionRefused, match=r"items\.txt"):
+    with pytest.raises(SubmissionRefused, match=r"cannot read the submit file: .*items\.txt"):
         backend.submit(batch)
     assert backend.find(batch) is None
+    wrong = write_batch(job_folder, requirements="HasSingularity and true")
+    with pytest.raises(SubmissionRefused, match=r"cannot read the submit file: .*HasSingularity and true"):
+        backend.submit(wrong)
 
 
 def test_the_bindings_stay_out_of_this_process() -> None:

@@ -193,20 +193,28 @@ def insist(batch: RenderedBatch) -> Handle:
 @pytest.mark.drill
 def test_no_kill_of_the_schedd_loses_or_doubles_a_batch(own_pool: Pool, folder: Path) -> None:
     choose = random.Random(20)
-    batches = [write_batch(folder, jobs=choose.choice((1, 300, 3000)), requirements="false") for _ in range(20)]
-    for batch in batches:
-        pid = schedd_of(own_pool)
-        killer = threading.Timer(choose.uniform(0.05, 0.4), os.kill, (pid, signal.SIGKILL))
-        killer.start()
-        handle = insist(batch)
-        killer.join()
-        wait_for(lambda old=pid: schedd_of(own_pool) not in (0, old), "another schedd")
-        wait_for(lambda asked=batch: answers(asked), "the schedd is back")
-        constraint = f'FermigridBatch == "{batch.batch_id}"'
-        told = own_pool.run("fermi", "condor_q", "-constraint", constraint, "-af", "ClusterId")
-        assert told.stdout.split() == [str(handle.cluster)] * batch.jobs, told.stderr
-        assert backend.find(batch) == handle
-        backend.remove([handle])
+    late = {"max_materialize": 5}
+    kinds: list[tuple[int, dict[str, int]]] = [(1, {}), (300, {}), (3000, {}), (3000, late), (50_000, late)]
+    batches = [write_batch(folder, jobs=jobs, requirements="false", **more) for jobs, more in kinds * 6]
+    with settings(own_pool, "MASTER_BACKOFF_CEILING = 1"):  # or the master waits longer after each
+        for batch in batches:
+            kill_and_insist(own_pool, batch, choose.uniform(0.05, 0.35))
+
+
+def kill_and_insist(own_pool: Pool, batch: RenderedBatch, delay: float) -> None:
+    """One submission with a schedd that dies after `delay` s: the batch is in the queue once."""
+    pid = schedd_of(own_pool)
+    killer = threading.Timer(delay, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    handle = insist(batch)
+    killer.join()
+    wait_for(lambda: schedd_of(own_pool) not in (0, pid), "another schedd")
+    wait_for(lambda: answers(batch), "the schedd is back")
+    constraint = f'FermigridBatch == "{batch.batch_id}"'
+    told = own_pool.run("fermi", "condor_q", "-constraint", constraint, "-af", "ClusterId")
+    assert set(told.stdout.split()) == {str(handle.cluster)}, told.stderr
+    assert backend.find(batch) == handle
+    backend.remove([handle])
 
 
 def test_an_answer_that_never_comes_is_doubt_and_then_found(

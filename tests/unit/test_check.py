@@ -195,7 +195,7 @@ def test_uber_images_for_many_jobs(tmp_path: Path, runs: int, more: str, image: 
     found = with_site(tmp_path, text, images=uber)
     assert (found == []) is good
     if not good:
-        assert "2: image: 'big' is an uber image that each node fetches whole; for 50 runs" in found[0]
+        assert "2: image: 'big' is an uber image that each node fetches whole; for 50 jobs" in found[0]
         assert "allow_uber: true" in found[0]
 
 
@@ -226,6 +226,14 @@ def test_every_site_of_the_campaign_is_checked(tmp_path: Path) -> None:
     found = complaints(tmp_path, SMALL.replace("light", "fermi-rhel6") + "sites: {slac: 1, in2p3: 1}\n", site=None)
     assert len(found) == 1
     assert "which site" in found[0] or "'in2p3' can use" in found[0]
+
+
+def test_a_site_of_the_campaign_that_does_not_exist_is_a_problem_of_its_file(tmp_path: Path) -> None:
+    said = complaints(tmp_path, SMALL + "sites: {slca: 1, local: 2}\ncode: [absent]\n", site=None)
+    assert said[0].startswith(
+        "campaign.yaml:8: sites.slca: no site 'slca'; did you mean 'slac'? Known sites: in2p3, local"
+    )
+    assert "code[0]" in said[1]
 
 
 def test_all_that_is_wrong_comes_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_wait_ends_with_1_when_a_job_failed(
     code, out, _ = submitted(here, capsys, SMALL, "--wait")
     assert (code, out) == (1, "small: 2 jobs, 1 done, 1 failed\n")
     one = SMALL.replace("count: 2", "count: 1").replace("small", "other")
-    assert submitted(here, capsys, one, "--wait")[:2] == (0, "other: 1 jobs, 1 done\n")
+    assert submitted(here, capsys, one, "--wait")[:2] == (0, "other: 1 job, 1 done\n")
 
 
 @pytest.mark.parametrize(

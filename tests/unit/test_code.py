@@ -84,6 +84,11 @@ def test_the_same_files_are_the_same_bytes_whatever_time_order_mask_and_place(tm
     assert bundles[0] == bundles[1]
 
 
+def test_the_order_in_which_code_is_named_does_not_matter(lib: Path) -> None:
+    (lib / "z.py").write_text("z")
+    assert pack(lib, "z.py", "lib") == pack(lib, "lib", "z.py")
+
+
 def test_nobody_and_no_time_is_in_the_archive(lib: Path) -> None:
     for member in members(pack(lib, "lib")).values():
         assert (member.uid, member.gid, member.uname, member.gname, member.mtime) == (0, 0, "", "", 0)

@@ -24,55 +24,48 @@ PAGE = ROOT / "docs/reference/hold-reasons.md"
 # --- errors of a submission, as HTCondor 25.14 words them --------------------------------------------------
 
 
+CONNECT = "Failed to connect to schedd, errmsg="
+
+
 @pytest.mark.parametrize(
-    ("told", "answers", "kind"),
+    ("told", "kind"),
     [
-        (
-            "Failed to connect to schedd, errmsg=AUTHENTICATE:1003:Failed to authenticate with any method",
-            True,
-            "refused",
-        ),
-        ("Failed to connect to schedd, errmsg=SECMAN:2005:Protocol Error: No auth methods.", True, "refused"),
-        ('Failed to connect to schedd, errmsg=SECMAN:2010:Received "DENIED" from server for user x@y', True, "refused"),
-        (
-            "Failed to connect to schedd, errmsg=SECMAN:2011:Connection closed during command authorization.",
-            True,
-            "refused",
-        ),
-        (
-            "Failed to connect to schedd, errmsg=SECMAN:2011:Connection closed during command authorization.",
-            False,
-            "unavailable",
-        ),
-        (
-            "Failed to connect to schedd, errmsg=SECMAN:2007:This service is running, but did not respond",
-            False,
-            "unavailable",
-        ),
-        ("Failed to create new cluster.SCHEDD:28:Cannot allocate a cluster id", True, "refused"),
-        ("Failed to create new cluster.", False, "unavailable"),
-        ("expected next ProcId to be 1, but Schedd says -3", True, "refused"),
-        ("Failed to send item data (late materialization), ", True, "refused"),
-        ("Failed to send item data (late materialization), ", False, "unavailable"),
-        ("Unable to commit transaction, SCHEDD:2:ask for an accounting group first", True, "refused"),
-        ("Unable to commit transaction, ", True, "doubt"),
-        ("Unable to commit transaction, QMGMT:1:connection lost", False, "doubt"),
-        ("something that nobody has seen yet", True, "doubt"),
+        (CONNECT + "AUTHENTICATE:1003:Failed to authenticate with any method", "refused"),
+        (CONNECT + "SECMAN:2005:Protocol Error: No auth methods.", "refused"),
+        (CONNECT + 'SECMAN:2010:Received "DENIED" from server for user x@y', "refused"),
+        (CONNECT + "SECMAN:2007:This service is running, but did not respond in a reasonable time.", "unavailable"),
+        (CONNECT + "SECMAN:2011:Connection closed during command authorization.", "unavailable"),
+        ("Failed to connect to schedd.", "unavailable"),
+        ("Failed to create new cluster.SCHEDD:28:Cannot allocate a cluster id", "refused"),
+        ("Failed to create new cluster.SCHEDD:22:MAX_JOBS_SUBMITTED exceeded. Current=0, Limit=0", "refused"),
+        ("Failed to create new cluster.", "unavailable"),
+        ("expected next ProcId to be 1, but Schedd says -3", "refused"),
+        ("expected next ProcId to be 20000, but Schedd says -4", "refused"),
+        ("expected next ProcId to be 383, but Schedd says -1", "unavailable"),
+        ("Failed to send item data (late materialization), ", "unavailable"),
+        ("Failed to create job ad, errmsg=Submit:-1:Parse error in expression: \n\tX = ((\n\t", "refused"),
+        ("Unable to commit transaction, SCHEDD:2:ask for an accounting group first", "refused"),
+        ("Unable to commit transaction, ", "doubt"),
+        ("Unable to commit transaction, QMGMT:1:connection lost", "doubt"),
+        ("something that nobody has seen yet", "doubt"),
     ],
 )
-def test_an_error_is_a_refusal_only_where_nothing_can_have_landed(told: str, answers: bool, kind: str) -> None:
-    assert words.read_submit_error(told, answers).kind == kind
+def test_an_error_is_a_refusal_only_where_the_schedd_said_no(told: str, kind: str) -> None:
+    assert words.read_submit_error(told).kind == kind
+
+
+def test_what_htcondor_cannot_read_is_told_on_one_line() -> None:
+    told = (
+        "Failed to create job ad (late materialization), errmsg=Submit:-1:Parse error in expression: \n\tX = ((\n\t\n"
+    )
+    assert str(words.read_submit_error(told)) == "it cannot read the submit file: Parse error in expression: X = (("
 
 
 def test_limits_are_named() -> None:
-    assert "MAX_JOBS_PER_OWNER" in str(
-        words.read_submit_error("expected next ProcId to be 1, but Schedd says -3", True)
-    )
-    told = str(words.read_submit_error("expected next ProcId to be 20000, but Schedd says -4", True))
+    assert "MAX_JOBS_PER_OWNER" in str(words.read_submit_error("expected next ProcId to be 1, but Schedd says -3"))
+    told = str(words.read_submit_error("expected next ProcId to be 20000, but Schedd says -4"))
     assert "MAX_JOBS_PER_SUBMISSION" in told
     assert "late materialization" in told
-    told = str(words.read_submit_error("Failed to send item data (late materialization), ", True))
-    assert told.endswith("(SCHEDD_ALLOW_LATE_MATERIALIZE)")
 
 
 # --- holds -------------------------------------------------------------------------------------------------

@@ -365,6 +365,11 @@ def test_attributes_of_a_site_are_strings_whatever_they_hold(tmp_path: Path) -> 
         submit_file(tmp_path, htcondor="""{attributes: {Project: 'a\\'}}""", name="b")
 
 
+def test_a_control_character_in_a_site_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(Unrepresentable, match="it has a control character"):
+        submit_file(tmp_path, htcondor='{attributes: {Project: "a\\x01b"}}')
+
+
 def test_the_image_is_asked_for_in_the_sites_dialect(tmp_path: Path) -> None:
     path = "/cvmfs/fermi.test/images/light-1"
     native = submit_file(tmp_path, container="{launch: site, dialect: self-healing}", name="a")

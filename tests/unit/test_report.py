@@ -81,7 +81,8 @@ def test_what_is_printed_behind_it_does_no_harm() -> None:
 
 def test_the_last_of_several_counts() -> None:
     forged, true = data(exit=0), data(exit=7, payload_exit=7)
-    assert parse_report(frame(forged) + frame(true), JOB, BATCH).exit == 7
+    for before in (b"", b"hello\n"):
+        assert parse_report(before + frame(forged) + frame(true), JOB, BATCH).exit == 7
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""Outputs: declared ones are there, published whole under their names, and never over another attempt's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.worker.worker_job import Done, Job, finish, sha256
+
+MakeJob = Callable[..., Job]
+TWO = [("out", "a.fit"), ("out.to", "sub/a.fit"), ("out", "b b"), ("out.to", "b b")]
+
+
+def writes(make_job: MakeJob, files: Mapping[str, str], root: Path | None = None, **what: object) -> Job:
+    """A job that writes these files, and publishes a.fit and `b b`."""
+    script = "#!/bin/sh\n" + "".join(f"printf %s '{text}' > '{name}'\n" for name, text in files.items())
+    more = {"kind": "posix", "settings": [("output.root", str(root))]} if root else {}
+    return make_job(**{"args": ["./p"], "code": {"p": script}, "row": TWO, **more, **what})
+
+
+BOTH = {"a.fit": "AAA", "b b": "B"}
+
+
+def test_transfer(make_job: MakeJob) -> None:
+    job = writes(make_job, BOTH)
+    done = job.run()
+    got = [(o.name, o.to, o.file, o.bytes, o.sha256, o.result) for o in done.report.outputs]
+    name = f"clump.r0239557414.c003.%d.{done.report.attempt}"
+    assert got == [
+        ("a.fit", "sub/a.fit", name % 0, 3, sha256(b"AAA"), "ours"),
+        ("b b", "b b", name % 1, 1, sha256(b"B"), "ours"),
+    ]
+    assert {path.name: path.read_text() for path in (job.scratch / "out").iterdir()} == {name % 0: "AAA", name % 1: "B"}
+
+
+@pytest.mark.parametrize("kind", ["transfer", "posix"])
+def test_a_declared_output_that_is_missing(make_job: MakeJob, tmp_path: Path, kind: str) -> None:
+    job = writes(make_job, {"a.fit": "AAA"}, tmp_path / "root" if kind == "posix" else None)
+    done = job.run()
+    assert done.code == 87 and "b b" in done.message and done.report.outputs == () and done.report.payload_exit == 0
+    assert list((job.scratch / "out").iterdir()) == [] and not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "script", ["mkdir a.fit", "mkfifo a.fit", "ln -s /etc/passwd a.fit", "ln -s nowhere a.fit", "ln -s ../job.env a.fit"]
+)
+def test_an_output_that_is_no_file(make_job: MakeJob, script: str) -> None:
+    done = make_job(args=["/bin/sh", "-c", script], row=TWO[:2]).run()
+    assert done.code == 87 and "a.fit" in done.message
+
+
+def test_a_link_within_the_working_folder_is_followed(make_job: MakeJob) -> None:
+    job = make_job(args=["/bin/sh", "-c", "mkdir d; echo x > d/real; ln -s d/real a.fit"], row=TWO[:2])
+    done = job.run()
+    path = job.scratch / "out" / done.report.outputs[0].file
+    assert path.read_text() == "x\n" and not path.is_symlink()
+
+
+def test_a_failed_payload_publishes_nothing(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(args=["/bin/sh", "-c", "echo x > a.fit; exit 4"], row=TWO[:2])
+    assert job.run().code == 4 and list((job.scratch / "out").iterdir()) == []
+
+
+def everything(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+PUBLISHED = {"sub/a.fit": "AAA", "b b": "B"}
+
+
+def test_posix(make_job: MakeJob, tmp_path: Path) -> None:
+    done = writes(make_job, BOTH, tmp_path / "root").run()
+    assert done.code == 0 and everything(tmp_path / "root") == PUBLISHED
+    assert [(o.file, o.result) for o in done.report.outputs] == [
+        (f"{tmp_path}/root/sub/a.fit", "ours"),
+        (f"{tmp_path}/root/b b", "ours"),
+    ]
+
+
+def results(done: Done) -> list[str]:
+    return [output.result for output in done.report.outputs]
+
+
+def test_posix_again(make_job: MakeJob, tmp_path: Path) -> None:
+    writes(make_job, BOTH, tmp_path / "root").run()
+    assert results(writes(make_job, BOTH, tmp_path / "root").run()) == ["same", "same"]
+    done = writes(make_job, {"a.fit": "new", "b b": "B"}, tmp_path / "root").run()
+    assert (done.code, results(done)) == (0, ["earlier", "earlier"])
+    assert [o.sha256 for o in done.report.outputs] == [sha256(b"AAA"), sha256(b"B")]
+    assert everything(tmp_path / "root") == PUBLISHED
+
+
+def test_posix_when_some_are_there_with_the_same_content(make_job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/b b").write_text("B")
+    done = writes(make_job, BOTH, tmp_path / "root").run()
+    assert (done.code, results(done)) == (0, ["ours", "same"]) and everything(tmp_path / "root") == PUBLISHED
+
+
+@pytest.mark.parametrize(("name", "text"), [("sub/a.fit", "old"), ("b b", "old")])
+def test_posix_with_a_mixture(make_job: MakeJob, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "root/sub").mkdir(parents=True)
+    (tmp_path / "root" / name).write_text(text)
+    done = writes(make_job, BOTH, tmp_path / "root").run(env={"FERMIGRID_RIVAL_WAIT": "1"})
+    assert done.code == 88 and "another attempt" in done.message
+    assert everything(tmp_path / "root") == {name: text}
+
+
+def test_posix_that_cannot_be_written(make_job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = writes(make_job, BOTH, tmp_path / "file").run()
+    assert done.code == 88 and done.report.payload_exit == 0
+    (tmp_path / "root/sub/a.fit").mkdir(parents=True)
+    done = writes(make_job, BOTH, tmp_path / "root").run(env={"FERMIGRID_RIVAL_WAIT": "1"})
+    assert done.code == 88 and everything(tmp_path / "root") == {}
+
+
+def test_attempts_at_once_publish_one_whole_set(make_job: MakeJob, tmp_path: Path) -> None:
+    """Each writes other content; a mixture would be two halves."""
+    for number in range(4):
+        root = tmp_path / f"root{number}"
+        jobs = [writes(make_job, {"a.fit": f"a{i}", "b b": f"b{i}"}, root) for i in range(5)]
+        with ThreadPoolExecutor(5) as pool:
+            ends = list(pool.map(Job.run, jobs))
+        assert [done.code for done in ends] == [0] * 5, [done.message for done in ends]
+        assert sorted(results(done)[0] for done in ends) == ["earlier"] * 4 + ["ours"]
+        published = everything(root)
+        assert set(published) == set(PUBLISHED)
+        assert published["sub/a.fit"][1:] == published["b b"][1:]
+        for done in ends:
+            assert [o.sha256 for o in done.report.outputs] == [sha256(text.encode()) for text in published.values()] or [
+                o.sha256 for o in done.report.outputs
+            ] == [sha256(published[to].encode()) for to in PUBLISHED]
+
+
+def full(target: Path, job: Job, megabytes: int) -> subprocess.Popen[bytes]:
+    """A worker whose output root is a small disk of its own."""
+    target.mkdir()
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    script = f'mount -t tmpfs -o size={megabytes}m small "{target}" && exec "$@"'
+    return job.start(prefix=["unshare", *user, "--mount", "sh", "-c", script, "sh"])
+
+
+def test_posix_on_a_full_disk(make_job: MakeJob, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    job = make_job(
+        args=["/bin/sh", "-c", "head -c 3000000 /dev/zero > a.fit"], row=TWO[:2], kind="posix", settings=[("output.root", str(root))]
+    )
+    done = finish(full(root, job, 1))
+    assert done.code == 88 and "No space left" in done.message
+
+
+def test_scratch_full_in_the_payload(make_job: MakeJob, small_disk: list[str]) -> None:
+    job = make_job(args=["/bin/sh", "-c", "head -c 5000000 /dev/zero > big; exit 6"])
+    done = job.run(prefix=small_disk)
+    assert (done.code, done.report.payload_exit) == (89, 6)
+
+
+def test_scratch_full_from_the_start(make_job: MakeJob, tmp_path: Path, small_disk: list[str]) -> None:
+    job = make_job()
+    fill = ["sh", "-c", 'head -c 5000000 /dev/zero > filler 2> /dev/null; exec "$@"', "sh"]
+    done = job.run(prefix=[*small_disk, *fill])
+    assert done.code == 89
+
+
+def test_an_internal_error_has_a_report(make_job: MakeJob, tmp_path: Path) -> None:
+    """A program that the worker relies on is broken."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy("/bin/false", tmp_path / "bin/readlink")
+    done = writes(make_job, BOTH).run(env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
+    assert done.code == 99 and re.search(r"internal error in _check_outputs, line \d+, status 1", done.message)
+    assert done.report.payload_exit == 0
