@@ -140,12 +140,16 @@ _on_signal() {  # NAME NUMBER
     fi
 }
 
-_forward() {  # pending signals to the payload's process group; those that end a job start its grace time
+_forward() {  # pending signals to the payload, once it runs; those that end a job start its grace time
     local name grace
-    [ -n "$payload_group" ] || return 0
+    if [ -z "$payload_group" ]; then return 0; fi
+    if [ ! -e "$control/started.$side" ]; then
+        ! _ending_signal || kill -KILL -- "-$payload_group" 2> /dev/null || :
+        return 0
+    fi
     for name in ${pending[@]+"${pending[@]}"}; do
         _log "signal $name goes to the payload"
-        kill "-$name" -- "-$payload_group" 2> /dev/null || :
+        _signal_payload "$name"
         if [ "$kill_at" != 0 ] || [[ $name == USR[12] || $name == XCPU ]]; then continue; fi
         _get grace grace 10
         [ -z "$inner_runs" ] || grace=$((grace + 2))          # the inner worker is done before the outer loses patience
@@ -153,6 +157,18 @@ _forward() {  # pending signals to the payload's process group; those that end a
         kill_at=$((now_ms + grace * 1000))
     done
     pending=()
+}
+
+_signal_payload() {  # NAME: to the process group, but for the runtime in it, which would pass it on a second time
+    local file line
+    if ! _starts_container; then kill "-$1" -- "-$payload_group" 2> /dev/null || :; return 0; fi
+    for file in /proc/[0-9]*/stat; do
+        { read -r line < "$file"; } 2> /dev/null || continue
+        # 4523 (name) S parent group ...
+        if [[ ${line##*) } == ?' '*' '"$payload_group "* && ${line%% *} != "$payload_group" ]]; then
+            kill "-$1" "${line%% *}" 2> /dev/null || :
+        fi
+    done
 }
 
 _ending_signal() {  # -> true, and `ending` its number, when a signal has come that ends a job
@@ -179,6 +195,7 @@ _await() {  # GROUP -> its status
         fi
         printf -v pause '0.%03d' "$nap"
         read -r -t "$pause" -u "$pipe_fd" _ || :
+        [ ${#pending[@]} = 0 ] || _forward
         nap=$((nap < 470 ? nap + nap / 16 + 1 : 499))
     done
     kill_at=0
@@ -1257,6 +1274,7 @@ _run_payload() {
             bind*) _fail_bind "${said#bind }" ;;
         esac
         if [ ${#signals[@]} != 0 ] && [ "$status" -gt 128 ]; then
+            if _ending_signal; then status=$((128 + ending)); fi
             _finish "$status" "ended by signal ${signals[*]} before the payload had started"
         fi
         if [ "$tries" != 1 ] || ! _heal_image; then _container_failed "$status"; fi

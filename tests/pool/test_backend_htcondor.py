@@ -283,6 +283,7 @@ def test_a_container_that_starts_nowhere_is_given_up(pool: Pool, job_folder: Pat
         told = "its container could not start on 1 machine(s), last slot1_"
         wait_for(lambda: any(told in line for line in backend.explain(handle, 0)), told)
         seen = wait_until_seen(handle, Seen.REMOVED, limit=120)
+    assert states(handle).count(Seen.STARTED) == 2
     assert last(seen, Seen.HELD).reason == "no machine could start the container, 2 tried"
     assert last(seen, Seen.HELD).code == "3/45"
     assert last(seen, Seen.REMOVED).reason == "it was held for a reason that a release does not cure"

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fermigrid.campaign import Campaign
@@ -76,6 +76,8 @@ yaml_text = st.text(
 
 
 @given(yaml_text)
+@example("  blanks  ")
+@example("it's: {a} [b] # c")
 def test_any_text_in_quotes_arrives(text: str) -> None:
     quoted = text.replace("'", "''")
     data, _ = parse_yaml(f"title: '{quoted}'\n", "f.yaml")

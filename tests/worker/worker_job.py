@@ -99,9 +99,10 @@ def finish(process: subprocess.Popen[bytes], timeout: float = 30) -> Done:
     """Waits for a worker and reads its report."""
     try:
         out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
         process.kill()
-        raise
+        out, err = process.communicate()
+        raise AssertionError(f"it has not ended within {timeout} s\nstdout: {out!r}\nstderr: {err.decode()}") from error
     return read_log(process.returncode, out, err.decode(errors="replace"))
 
 
