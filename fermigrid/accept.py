@@ -59,24 +59,37 @@ class Items:
         return self._files[batch.id]
 
 
-def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> int:
-    """Read the reports of the jobs that ended, accept the good ones, pack their logs. Returns how many were judged."""
+def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> tuple[int, list[str]]:
+    """Read the reports of the jobs that ended, accept the good ones, pack their logs.
+
+    Returns how many were judged, and in words which logs cannot be read: those jobs wait for the next time.
+    """
     batches = {batch.id: batch for batch in ledger.batches()}
-    total = 0
-    while ended := ledger.jobs_in(State.ENDED, CHUNK):
-        logs = [items.log(batches[job.batch], job.index) for job in ended]
-        judged = [judge(job, log) for job, log in zip(ended, logs, strict=True)]
+    total, problems, last = 0, list[str](), ("", -1)
+    while ended := ledger.jobs_in(State.ENDED, CHUNK, last):
+        last = ended[-1].batch, ended[-1].index
+        judged: list[tuple[JobRecord, Report | None]] = []
+        good: list[tuple[JobRecord, Path]] = []
+        for job in ended:
+            log = items.log(batches[job.batch], job.index)
+            try:
+                judged.append(judge(job, log))
+            except OSError as error:
+                problems.append(f"{job.name}: its log cannot be read: {error}")
+                continue
+            if judged[-1][0].state is State.DONE:
+                good.append((judged[-1][0], log))
         ledger.take_in(judged)
-        _pack(
-            folder,
-            [(job, log) for (job, _), log in zip(judged, logs, strict=True) if job.state is State.DONE],
-        )
+        _pack(folder, good)
         total += len(judged)
-    return total
+    return total, problems
 
 
 def judge(job: JobRecord, log: Path) -> tuple[JobRecord, Report | None]:
-    """A job that ended -> DONE or FAILED, by its report and by the outputs that came back with it."""
+    """A job that ended -> DONE or FAILED, by its report and by the outputs that came back with it.
+
+    Raises OSError when its log is there and cannot be read.
+    """
     try:
         report = parse_report(_tail(log), job.name, job.batch)
     except NoReport as error:
@@ -124,7 +137,8 @@ def publish_accepted(ledger: Ledger, folder: RunFolder, items: Items) -> list[st
     """Give accepted outputs that came back their final names. Returns what stands in the way, in words."""
     batches = {batch.id: batch for batch in ledger.batches()}
     problems: list[str] = []
-    while attempts := ledger.unpublished(CHUNK):
+    last = ""
+    while attempts := ledger.unpublished(last, CHUNK):
         done = []
         for attempt in attempts:
             came = items.log(batches[attempt.batch], attempt.index).parent / "out"
@@ -136,8 +150,7 @@ def publish_accepted(ledger: Ledger, folder: RunFolder, items: Items) -> list[st
             else:
                 done.append(attempt)
         ledger.published(done)
-        if len(done) < len(attempts):
-            break  # what stands in the way now will stand there the next time too
+        last = attempts[-1].job
     return problems
 
 

@@ -88,7 +88,7 @@ class Runs(Model):
 
     table: str | None = None
     list: tuple[Word, ...] | None = None
-    count: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Runs:

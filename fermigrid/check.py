@@ -89,7 +89,9 @@ def _texts(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
     for kind, names in (("inputs", step.inputs), ("outputs", step.outputs)):
         for local in names:
             if not _inside(local):
-                yield a.source.problem(("steps", name, kind, local), "must be a relative path without '..'")
+                yield a.source.problem(
+                    ("steps", name, kind, local), "must be a relative path without '..', not .fermigrid"
+                )
     taken = a.bundle.names if a.bundle else frozenset[str]()
     for local in sorted(set(step.inputs) & taken):
         yield a.source.problem(("steps", name, "inputs", local), "has the same name as a file of the campaign's code")
@@ -135,10 +137,24 @@ def _published(
 def _claim(output: str, job: str, taken: dict[str, str]) -> str | None:
     if _OUTSIDE.search(output):
         return f"{job} would write the output {output!r}: it must be a relative path without '..' or control characters"
-    if output in taken:
-        return _same(output, taken[output], job)
+    if other := taken.get(output):
+        return _same(output, other, job)
+    if other == "":
+        return f"{job} would write the output {output!r}, which is a folder for other outputs"
     taken[output] = job
+    for folder in _folders_above(output):
+        if folder in taken and not taken[folder]:
+            break  # known as a folder, and so are those above it
+        if other := taken.get(folder):
+            return f"{other} would write the output {folder!r}, which is a folder for {output!r} of {job}"
+        taken[folder] = ""
     return None
+
+
+def _folders_above(output: str) -> Iterator[str]:
+    while "/" in output:
+        output = output.rpartition("/")[0]
+        yield output
 
 
 def _same(output: str, one: str, other: str) -> str:
@@ -148,7 +164,7 @@ def _same(output: str, one: str, other: str) -> str:
 
 
 def _inside(path: str) -> bool:
-    return bool(path) and not any(part in ("", ".", "..") for part in path.split("/"))
+    return bool(path) and not any(part in ("", ".", "..") for part in path.split("/")) and path[:10] != ".fermigrid"
 
 
 def _image(a: Assembled, site: Site) -> Iterator[Problem]:

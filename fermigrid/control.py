@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fermigrid import backends
 from fermigrid.find_job import find_job
 from fermigrid.standing import standing_of
-from fermigrid.submit import handle_of
+from fermigrid.submit import certainly_not_sent, handle_of
 from fermigrid.units import show_count
 from fermigrid.watch import Following
 
@@ -19,6 +19,10 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
     The caller holds the writer's lock. Raises NotFound for a job that was not submitted, BackendUnavailable when the
     batch system does not answer: then some may be done and others not, and doing it again is harmless.
     """
+    if action == "remove" and not (steps or jobs):
+        for record in certainly_not_sent(f.ledger, f.folder, f.hand):
+            f.ledger.withdraw(record.id, f.hand.now(), f.hand.who, "its campaign was removed before it was sent")
+        f.ledger.stop(f.hand.now(), f.hand.who)
     wanted: dict[str, list[int] | None] = {}
     batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}
     counts = {standing.batch.id: standing.counts for standing in standing_of(f.ledger).batches}

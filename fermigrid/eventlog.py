@@ -205,26 +205,38 @@ def read_events(
 
 
 def find_batch(path: Path, batch_id: str) -> int | None:
-    """Find the cluster of the submission whose notes carry `batch=<batch_id>`; None when there is none in this log.
+    """The first cluster of `find_clusters`; None when there is none in this log."""
+    return next(find_clusters(path, batch_id), None)
+
+
+def find_clusters(path: Path, batch_id: str) -> Iterator[int]:
+    """The clusters whose submission carries `batch=<batch_id>` in its notes, each once, in the order of the log.
 
     An event that is still being written counts: the schedd writes it after the commit.
     """
+    found: set[int] = set()
     needle = f"batch={batch_id}".encode()
     try:
         with path.open("rb") as file:
             for start, end, record in _records(file, 0, unfinished=True):
-                if record is None or needle not in record:
+                if record is None or needle not in record or _cluster_of(record) in found:
                     continue
                 items: list[LogEvent | LogProblem] = []
                 _add(items, start, end, record, _ANY_TIME)
                 for item in items:
                     if isinstance(item, LogEvent) and needle.decode() in (item.notes or "").split():
-                        return item.cluster
+                        found.add(item.cluster)
+                        yield item.cluster
     except FileNotFoundError:
-        return None
+        return
     except OSError as error:
         raise RunFolderError(f"{path}: the event log cannot be read: {error.strerror}") from error
-    return None
+
+
+def _cluster_of(record: bytes) -> int | None:
+    """The cluster of a record that is one whole event, as all but damaged ones are."""
+    header = _HEADER.match(record)
+    return int(header[2]) if header and record.find(_HEADER_MARK, header.end()) < 0 else None
 
 
 def _records(file: BinaryIO, offset: int, unfinished: bool = False) -> Iterator[tuple[int, int, bytes | None]]:

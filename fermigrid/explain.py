@@ -47,7 +47,12 @@ def explain_job(ledger: Ledger, folder: RunFolder, found: Found) -> Iterator[str
 def describe_attempt(report: dict[str, Any]) -> str:
     """One line on what a report says: where it ran, in what, how long, how it ended."""
     image = report["image"]
-    where = "on the host (rehearsal)" if report["rehearsal"] else f"in {image['name']} (from {image['rung']})"
+    if report["rehearsal"]:
+        where = "on the host (rehearsal)"
+    elif report.get("container") == "none":
+        where = "in no container"
+    else:
+        where = f"in {image['name']} (from {image['rung']})"
     tried = [f"{step['rung']}: {step['result']}" for step in image.get("tried", []) if step["result"] != "ok"]
     text = f"{report['host']}, {where}, {report['end'] - report['begin']} s, exit {report['exit']}"
     if report["payload_exit"] not in (None, report["exit"]):

@@ -121,6 +121,12 @@ class Ledger:
             db.execute("UPDATE batch SET removed = ? WHERE id = ?", (_text(time), batch_id))
             db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"removed batch {batch_id}"))
 
+    def stop(self, time: datetime, who: str) -> None:
+        """A person removed the campaign as a whole: nothing more of it is to be submitted."""
+        with self._transaction() as db:
+            db.execute("UPDATE campaign SET stopped = ? WHERE stopped IS NULL", (_text(time),))
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, "removed the campaign"))
+
     def batches(self) -> list[BatchRecord]:
         """All batches, in the order in which they were intended."""
         names = [field.name for field in fields(BatchRecord)]
@@ -148,9 +154,10 @@ class Ledger:
         rows = self._jobs("WHERE batch = ? AND idx = ?", (batch, index))
         return rows[0] if rows else None
 
-    def jobs_in(self, state: State, limit: int = -1) -> list[JobRecord]:
-        """The jobs in one state."""
-        return self._jobs("WHERE state = ? ORDER BY batch, idx LIMIT ?", (state, limit))
+    def jobs_in(self, state: State, limit: int = -1, after: tuple[str, int] = ("", -1)) -> list[JobRecord]:
+        """The jobs in one state, by batch and index, those after the job (batch, index)."""
+        where = "WHERE state = ? AND (batch, idx) > (?, ?) ORDER BY batch, idx LIMIT ?"
+        return self._jobs(where, (state, *after, limit))
 
     def jobs_named(self, name: str) -> list[JobRecord]:
         """The rows of a job: one for each generation it was in."""
@@ -182,30 +189,34 @@ class Ledger:
                     continue
                 good = job.state is State.DONE
                 published = not (good and any(output.came_back for output in report.outputs))
+                values = {
+                    "job": report.job,
+                    "attempt": report.attempt,
+                    "batch": report.batch,
+                    "idx": job.index,
+                    "exit": report.exit,
+                    "rehearsal": report.rehearsal,
+                    "good": good,
+                    "published": published,
+                    "report": report.data,
+                }
                 db.execute(
-                    """INSERT INTO attempt SELECT ?1, ?2, ?3, ?4, ?5,
-                       ?6 AND NOT EXISTS (SELECT 1 FROM attempt WHERE job = ?1 AND accepted = 1), ?7, ?8
+                    """INSERT INTO attempt SELECT :job, :attempt, :batch, :idx, :exit, :rehearsal,
+                       :good AND NOT EXISTS (SELECT 1 FROM attempt WHERE job = :job AND accepted = 1),
+                       :published, :report
                        WHERE true ON CONFLICT DO NOTHING""",
-                    (
-                        report.job,
-                        report.attempt,
-                        report.batch,
-                        job.index,
-                        report.exit,
-                        good,
-                        published,
-                        report.data,
-                    ),
+                    values,
                 )
             _upsert(db, (job for job, _ in judged))
 
     def attempts(self, job: str) -> list[AttemptRecord]:
         """The reports of a job, in the order of its attempts."""
-        return self._attempts("WHERE job = ? ORDER BY attempt", (job,))
+        return self._attempts("WHERE job = ? ORDER BY json_extract(report, '$.begin'), attempt", (job,))
 
-    def unpublished(self, limit: int) -> list[AttemptRecord]:
-        """Accepted attempts whose outputs do not have their final names yet."""
-        return self._attempts("WHERE published = 0 AND accepted = 1 LIMIT ?", (limit,))
+    def unpublished(self, after: str, limit: int) -> list[AttemptRecord]:
+        """Accepted attempts whose outputs do not have their final names yet, by job, those after the job `after`."""
+        where = "WHERE published = 0 AND accepted = 1 AND job > ? ORDER BY job LIMIT ?"
+        return self._attempts(where, (after, limit))
 
     def accepted(self) -> Iterator[AttemptRecord]:
         """The accepted attempts, by job."""
@@ -230,7 +241,7 @@ class Ledger:
 
     def rehearsed(self) -> int:
         """How many jobs ran without a container (site `local` on a machine without a runtime)."""
-        query = "SELECT count(DISTINCT job) FROM attempt WHERE json_extract(report, '$.rehearsal')"
+        query = "SELECT count(DISTINCT job) FROM attempt WHERE rehearsal = 1"
         return int(self._rows(query)[0][0])
 
 
@@ -270,10 +281,11 @@ def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
     )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, wal: bool = True) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=30)
-        mode = "DELETE" if on_network(path) else "WAL"  # WAL needs memory shared between processes of one machine
+        # WAL needs memory shared between processes of one machine, and a second file.
+        mode = "WAL" if wal and not on_network(path) else "DELETE"
         db.execute(f"PRAGMA journal_mode = {mode}")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
@@ -325,12 +337,12 @@ def on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
 
 
 def create_ledger(path: Path, campaign: CampaignRecord, time: datetime, who: str) -> Ledger:
-    """A new ledger for a campaign."""
-    ledger = _open(path)
+    """A new ledger for a campaign, whole in its one file when this returns, so that it can be renamed."""
+    ledger = _open(path, wal=False)
     c = campaign
     with ledger._transaction() as db:
         db.execute(
-            "INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?,?)",
+            "INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?,?,NULL)",
             (
                 c.name,
                 c.instance,
@@ -357,9 +369,9 @@ def open_ledger(path: Path) -> Ledger:
     return _open(path)
 
 
-def _open(path: Path) -> Ledger:
+def _open(path: Path, wal: bool = True) -> Ledger:
     """The ledger in this file, made if there is none, its tables brought up to date."""
-    db = _connect(path)
+    db = _connect(path, wal)
     try:
         _migrate(db, path)
     except LedgerError:

@@ -64,7 +64,7 @@ def _literal(word: str) -> str:
 
 def _name(program: str, now: datetime) -> str:
     stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(program).stem).strip("-")[:30] or "command"
-    return f"{stem}-{now:%Y%m%d-%H%M%S}"
+    return f"{stem}-{now:%Y%m%d-%H%M%S-%f}"  # two commands in one second are two commands
 
 
 def _check_word(word: str, where: str) -> None:

@@ -20,6 +20,7 @@ class CampaignRecord:
     search: tuple[str, ...]
     created: str
     version: str
+    stopped: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from fermigrid.config import nearest
-from fermigrid.errors import NotFound
+from fermigrid.errors import NotFound, RunFolderError
 from fermigrid.runfolder import RunFolder
 
 
@@ -36,13 +36,31 @@ def my_campaigns(registry: Path) -> list[tuple[str, RunFolder]]:
         return []
     links = sorted(link for link in registry.iterdir() if "~" in link.name and not link.name.startswith("."))
     found = [(link.name.rpartition("~")[0], RunFolder(link.readlink())) for link in links]
-    return [(name, folder) for name, folder in found if folder.ledger.is_file()]
+    return [(name, folder) for name, folder in found if _has_ledger(folder)]
+
+
+def _has_ledger(folder: RunFolder) -> bool:
+    try:
+        return folder.ledger.is_file()
+    except OSError:  # somebody took away the right to look into it, or its name is too long
+        return False
+
+
+def refuse_second(name: str, folder: RunFolder, registry: Path) -> None:
+    """Raises RunFolderError when a campaign of this name has another run folder, and nobody said which one is meant.
+
+    The default run folder is below the current one: the same command typed elsewhere would submit everything again.
+    """
+    others = [other.path for known, other in my_campaigns(registry) if known == name and other.path != folder.path]
+    if others and not folder.ledger.is_file():
+        hint = f"To go on with it: --run-dir {others[0]}. To submit it once more: --run-dir with a new folder."
+        raise RunFolderError(f"campaign {name!r} was submitted before, in {others[0]}", hint)
 
 
 def find_campaign(wanted: str, registry: Path) -> RunFolder:
     """A campaign by its name or run folder. Raises NotFound, also when two have the name."""
     path = Path(wanted)
-    if RunFolder(path).ledger.is_file():
+    if _has_ledger(RunFolder(path)):
         return RunFolder(Path(os.path.normpath(path.absolute())))
     known = my_campaigns(registry)
     folders = [folder for name, folder in known if name == wanted]

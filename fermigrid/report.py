@@ -157,4 +157,11 @@ def verdict(report: Report) -> str:
         return f"{WORDS[report.exit]}: {report.message}" if report.message else WORDS[report.exit]
     if report.exit > 128:
         return f"the payload was killed by signal {report.exit - 128}"
-    return f"the payload ended with exit code {report.exit}"
+    hint = _SHELL.get(report.exit, "")
+    return f"the payload ended with exit code {report.exit}{hint}"
+
+
+_SHELL = {
+    126: " (its program cannot be executed)",
+    127: " (its program was not found: is it named under code:, or in the image?)",
+}

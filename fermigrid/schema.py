@@ -13,7 +13,8 @@ MIGRATIONS = (
         folder TEXT NOT NULL,          -- where relative paths of the campaign file start
         search TEXT NOT NULL,          -- folders of site files, JSON list
         created TEXT NOT NULL,
-        version TEXT NOT NULL          -- of fermigrid
+        version TEXT NOT NULL,         -- of fermigrid
+        stopped TEXT                   -- when a person removed all of it: nothing more is submitted
     ) STRICT;
     CREATE TABLE batch (
         id TEXT PRIMARY KEY,           -- uuid5(instance, plan digest, step, site, generation), 32 hex digits
@@ -53,12 +54,14 @@ MIGRATIONS = (
         batch TEXT NOT NULL REFERENCES batch,
         idx INTEGER NOT NULL,
         exit INTEGER NOT NULL,         -- 0: good
+        rehearsal INTEGER NOT NULL,    -- 1: without a container
         accepted INTEGER NOT NULL,     -- 1 for exactly one attempt of a job: the index below holds it
         published INTEGER NOT NULL,    -- 1 once its outputs have their final names
         report TEXT NOT NULL,          -- JSON, as the worker wrote it
         PRIMARY KEY (job, attempt)
     ) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX accepted_once ON attempt (job) WHERE accepted = 1;
+    CREATE INDEX rehearsed ON attempt (job) WHERE rehearsal = 1;
     CREATE INDEX unpublished ON attempt (published) WHERE published = 0;
     CREATE TABLE cursor (              -- how far each event log was read
         file TEXT PRIMARY KEY,

@@ -55,7 +55,11 @@ class Standing:
         """`12 done, 3 running`; jobs of which nobody knows yet whether they were submitted are waiting, and said so."""
         text = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count) or "no jobs"
         doubtful = sum(batch.batch.jobs for batch in self.batches if batch.batch.submitted is None)
-        return f"{text} ({doubtful} in doubt: submit or watch again)" if doubtful else text
+        if doubtful:
+            text += f" ({doubtful} in doubt: submit or watch again)"
+        if self.unpublished:
+            text += f" (outputs of {show_count(self.unpublished, 'job')} not published)"
+        return text
 
     @property
     def headline(self) -> str:

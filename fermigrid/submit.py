@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,13 +20,13 @@ from pathlib import Path
 from fermigrid import __version__, backends
 from fermigrid.advance import Work, blocks_of
 from fermigrid.backends import Handle, RenderedBatch
-from fermigrid.errors import LedgerError, RunFolderError, SubmissionRefused
+from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionRefused
 from fermigrid.ledger import Ledger, create_ledger, open_ledger
 from fermigrid.plan import Assembled, plan_batch, shares
 from fermigrid.planfolder import is_plan, make_work, write_plan
 from fermigrid.records import BatchRecord, CampaignRecord
 from fermigrid.runfolder import RunFolder
-from fermigrid.runs import write_table
+from fermigrid.runs import parse_table, write_table
 from fermigrid.site import Site
 from fermigrid.units import show_count
 
@@ -72,8 +72,10 @@ def prepare(folder: RunFolder) -> None:
         names = {path.name for path in folder.path.iterdir()}
     except OSError as error:
         raise RunFolderError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
-    # Without a ledger it may only hold what a submission that was cut short had made so far.
-    if folder.ledger.name not in names and (foreign := sorted(names - set(MADE_FIRST))):
+    # Without a ledger it may only hold what a submission that was cut short had made so far, its lock first of all:
+    # campaign.yaml and runs.csv alone are a person's own.
+    ours = set(MADE_FIRST) if MADE_FIRST[0] in names else set()
+    if folder.ledger.name not in names and (foreign := sorted(names - ours)):
         text = f"{folder.path} exists and is no run folder of fermigrid: it holds {foreign[0]}"
         raise RunFolderError(text, "Give another folder with --run-dir.")
 
@@ -88,13 +90,17 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
     if folder.ledger.is_file():
         ledger = open_ledger(folder.ledger)
         known = ledger.campaign()
-        if known.digest != digest:
-            ledger.close()
-            text = f"{folder.path} holds campaign {known.name!r} of {known.created}, and this one differs from it"
-            raise RunFolderError(
-                text, "Give another folder with --run-dir, or undo the change to go on with that campaign."
-            )
-        return ledger
+        if known.digest == digest and not known.stopped:
+            return ledger
+        ledger.close()
+        if known.stopped:
+            text = f"{folder.path} holds campaign {known.name!r}, which was removed on {known.stopped}"
+            raise RunFolderError(text, "To submit it again, give another folder with --run-dir.")
+        what = " and ".join(_differences(assembled, folder, site, known))
+        text = f"{folder.path} holds campaign {known.name!r} of {known.created}; what differs now: {what}"
+        raise RunFolderError(
+            text, "Give another folder with --run-dir, or undo the change to go on with that campaign."
+        )
     try:
         _keep(assembled, folder, search)
     except OSError as error:
@@ -118,6 +124,20 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
     ledger.close()
     draft.rename(folder.ledger)  # a ledger that exists has its campaign in it
     return open_ledger(folder.ledger)
+
+
+def _differences(assembled: Assembled, folder: RunFolder, site: str | None, known: CampaignRecord) -> Iterator[str]:
+    """What of a campaign is not as it was when it was submitted, in words."""
+    if folder.campaign.read_text(encoding="utf-8") != assembled.text:
+        yield "the campaign file"
+    if known.site != site:
+        yield f"the site ({known.site or 'by the campaign'} then)"
+    if known.parameters != assembled.campaign.parameters:
+        yield "a parameter (--set)"
+    if parse_table(folder.runs.read_text(encoding="utf-8"), str(folder.runs)) != assembled.runs:
+        yield "the runs"
+    if assembled.bundle and folder.bundle.is_file() and folder.bundle.read_bytes() != assembled.bundle.data:
+        yield "the code"
 
 
 def _keep(assembled: Assembled, folder: RunFolder, search: Sequence[str]) -> None:
@@ -213,6 +233,9 @@ def _send(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand) ->
     except SubmissionRefused as error:
         ledger.withdraw(record.id, hand.now(), hand.who, str(error))
         raise
+    except BackendUnavailable as error:
+        error.hint = "The batch stays intended: the same command again, or fermigrid watch, sends it."
+        raise
     ledger.record(record.id, handle.where, handle.cluster, hand.now(), hand.who, "submitted")
     hand.tell(f"submitted {record.name}: {show_count(record.jobs, 'job')}, {_where(record.backend, handle)}")
 
@@ -221,23 +244,50 @@ def _where(backend: str, handle: Handle) -> str:
     return f"cluster {handle.cluster} at {handle.where}" if handle.where else f"{backend}: this machine"
 
 
+def doubtful(ledger: Ledger) -> list[BatchRecord]:
+    """The batches of which nobody knows whether they landed."""
+    return [record for record in ledger.batches() if record.submitted is None]
+
+
+def adopt(ledger: Ledger, folder: RunFolder, hand: Hand) -> None:
+    """Record the doubtful batches that have landed; the others stay in doubt. Sends nothing."""
+    for record in doubtful(ledger):
+        _adopt(ledger, folder, record, hand)
+
+
+def _adopt(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand) -> bool:
+    handle = backends.load(record.backend).find(rendered(folder, record))
+    if handle is None:
+        return False
+    ledger.record(record.id, handle.where, handle.cluster, hand.now(), hand.who, "adopted")
+    hand.tell(f"adopted {record.name}: it had landed, {_where(record.backend, handle)}")
+    return True
+
+
+def certainly_not_sent(
+    ledger: Ledger, folder: RunFolder, hand: Hand, sleep: Callable[[float], None] = time.sleep
+) -> list[BatchRecord]:
+    """The doubtful batches that did not land, asked twice; those that did are adopted.
+
+    A commit can arrive after a negative answer, so the second question comes after the site's settle time.
+    """
+    missing = []
+    for record in doubtful(ledger):
+        if not _adopt(ledger, folder, record, hand):
+            sleep(float(str(record.options.get("settle_s") or 0)))
+            if not _adopt(ledger, folder, record, hand):
+                missing.append(record)
+    return missing
+
+
 def settle(ledger: Ledger, folder: RunFolder, hand: Hand, sleep: Callable[[float], None] = time.sleep) -> int:
     """End every doubt: adopt the batches that landed, send those that did not. Returns how many there were."""
-    doubtful = [record for record in ledger.batches() if record.submitted is None]
-    for record in doubtful:
-        backend, batch = backends.load(record.backend), rendered(folder, record)
-        handle = backend.find(batch)
-        if handle is None:
-            # A commit can arrive after a negative answer, so ask once more after a while.
-            sleep(float(str(record.options.get("settle_s") or 0)))
-            handle = backend.find(batch)
-        if handle is not None:
-            ledger.record(record.id, handle.where, handle.cluster, hand.now(), hand.who, "adopted")
-            hand.tell(f"adopted {record.name}: it had landed, {_where(record.backend, handle)}")
-            continue
+    count = len(doubtful(ledger))
+    for record in certainly_not_sent(ledger, folder, hand, sleep):
+        batch = rendered(folder, record)
         if not is_plan(batch.plan_dir, record.digest):
             raise RunFolderError(
                 f"the plan {batch.plan_dir} was changed or damaged after it was intended; it will not be submitted"
             )
         _send(ledger, folder, record, hand)
-    return len(doubtful)
+    return count

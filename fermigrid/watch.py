@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fermigrid import backends
 from fermigrid.accept import Items, accept_ended, publish_accepted
-from fermigrid.advance import Progress, work_needed
+from fermigrid.advance import Progress, Work, work_needed
 from fermigrid.backends import JobSeen
 from fermigrid.errors import BackendUnavailable
 from fermigrid.ledger import Ledger
@@ -15,7 +15,7 @@ from fermigrid.plan import Assembled
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import Seen, State, next_state
-from fermigrid.submit import Hand, handle_of, settle, sites_of_blocks, submit_work
+from fermigrid.submit import Hand, adopt, handle_of, settle, sites_of_blocks, submit_work
 
 
 @dataclass(frozen=True)
@@ -40,30 +40,44 @@ class Turn:
     problems: tuple[str, ...]
 
 
-def watch_once(following: Following) -> Turn:
-    """One look at everything: settle doubts, take in what happened, accept results, submit what is ready."""
-    f = following
+def look(f: Following) -> Turn:
+    """Take in what happened and accept results. Submits nothing: for the verbs that only want to know."""
     problems: list[str] = []
     try:
-        settle(f.ledger, f.folder, f.hand)
+        adopt(f.ledger, f.folder, f.hand)
     except BackendUnavailable as error:
         problems.append(str(error))
     items = Items(f.folder)
     events = _observe(f, items, problems)
-    judged = accept_ended(f.ledger, f.folder, items)
+    judged, unread = accept_ended(f.ledger, f.folder, items)
+    problems += unread
     problems += publish_accepted(f.ledger, f.folder, items)
-    submitted = 0
+    return Turn(events, judged, 0, is_finished(f), tuple(problems))
+
+
+def watch_once(f: Following) -> Turn:
+    """One look, then submit what is ready: batches in doubt that did not land, next steps."""
+    turn = look(f)
+    if f.ledger.campaign().stopped:
+        return turn
     try:
-        submitted = advance(f)
+        settle(f.ledger, f.folder, f.hand)
+        turn = replace(turn, submitted=advance(f))
     except BackendUnavailable as error:
-        problems.append(str(error))
-    return Turn(events, judged, submitted, is_finished(f), tuple(problems))
+        turn = replace(turn, problems=(*turn.problems, str(error)))
+    return replace(turn, finished=is_finished(f))
 
 
 def advance(f: Following) -> int:
     """Submit what is ready now; returns the number of batches."""
-    works = work_needed(f.assembled.campaign, f.assembled.runs, sites_of_blocks(f.assembled, f.site), progress_of(f))
-    return submit_work(f.ledger, f.folder, f.assembled, works, f.hand)
+    return submit_work(f.ledger, f.folder, f.assembled, _ready(f), f.hand)
+
+
+def _ready(f: Following) -> Iterator[Work]:
+    if f.ledger.campaign().stopped:
+        return iter(())
+    sites = sites_of_blocks(f.assembled, f.site)
+    return work_needed(f.assembled.campaign, f.assembled.runs, sites, progress_of(f))
 
 
 def progress_of(f: Following) -> dict[tuple[str, str], Progress]:
@@ -98,9 +112,7 @@ def run_of(job: str, step: str, split: bool) -> str:
 
 def is_finished(f: Following) -> bool:
     """Every batch has ended, and none is ready to be submitted."""
-    known = progress_of(f)
-    works = work_needed(f.assembled.campaign, f.assembled.runs, sites_of_blocks(f.assembled, f.site), known)
-    return all(progress.ended for progress in known.values()) and next(iter(works), None) is None
+    return all(progress.ended for progress in progress_of(f).values()) and next(_ready(f), None) is None
 
 
 def _observe(f: Following, items: Items, problems: list[str]) -> int:

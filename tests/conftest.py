@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Campaigns that a test submits are remembered in a folder of its own."""
-    state = tmp_path_factory.getbasetemp() / "state" / f"{id(monkeypatch):x}"
+    state = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("FERMIGRID_STATE", str(state))
     for name in ("FERMIGRID_SITES", "FERMIGRID_POLL_S", "FERMIGRID_START"):
         monkeypatch.delenv(name, raising=False)

@@ -1,18 +1,13 @@
 """HTCondor as a batch system.
 
-What is asked of HTCondor is asked by a process of its own (`htcondor_calls`), which is ended when its time is up: no
+What is asked of HTCondor is asked by a process of its own (`htcondor_process`), which is ended when its time is up: no
 call to a hung schedd outlasts the site's `timeout`. What happened to jobs is read from the block's event log; queue
 and history are asked only where the log is damaged or lost. See docs/explanation/exactly-once.md.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -20,14 +15,13 @@ from typing import Any
 
 from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.backends import htcondor_words as words
+from fermigrid.backends.htcondor_process import Reply, call
 from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionDoubt, SubmissionRefused
-from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_batch, read_events
+from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_clusters, read_events
 from fermigrid.states import Seen
 
-_TIMEOUT = 60.0  # s, where the site does not say
 _EVENTS = 20_000  # events of one log in one call of `observe`: some 5 MB
 _HISTORY_SLACK = 3600  # s by which clocks may differ when history is searched back to the making of the plan
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 _OTHER_MACHINE = (
     "Run fermigrid on the schedd's machine. If both machines see the run folder under the same path, say "
@@ -48,14 +42,14 @@ def submit(batch: RenderedBatch) -> Handle:
     """
     text = _read(batch.plan_dir / "job.sub").decode()
     shared = bool(batch.options.get("shared_filesystem", False))
-    reply = _call(batch.options, verb="submit", text=text, macros=_macros(batch), shared_filesystem=shared)
+    reply = call(batch.options, verb="submit", text=text, macros=_macros(batch), shared_filesystem=shared)
     match reply:
-        case _Reply(kind="answer"):
+        case Reply(kind="answer"):
             return Handle(batch, str(reply.content["where"]), int(reply.content["cluster"]))
-        case _Reply(kind="refused"):
+        case Reply(kind="refused"):
             hint = _OTHER_MACHINE if "on another machine" in reply.words else ""
             raise SubmissionRefused(f"{batch.name}: HTCondor refused the batch: {reply.words}", hint)
-        case _Reply(sending=False) | _Reply(kind="unavailable"):
+        case Reply(sending=False) | Reply(kind="unavailable"):
             raise BackendUnavailable(f"{batch.name}: not sent: {reply.words}", _LATER)
     raise SubmissionDoubt(f"{batch.name}: it was sent and no answer came: {reply.words}", _SETTLE)
 
@@ -82,14 +76,18 @@ def find(batch: RenderedBatch) -> Handle | None:
     """Look for the batch in its event log, then the queue with its factories, then history back to the plan's making.
 
     A commit may land after a negative answer: the caller waits the settle time and asks again before it submits anew.
+    Raises SubmissionDoubt when the batch is in the queue more than once: a person removes all but one.
     """
-    cluster = find_batch(batch.event_log, batch.batch_id)
-    if cluster is not None:
-        place = _call(batch.options, verb="where")
-        return Handle(batch, str(place.content.get("where") or batch.options.get("schedd") or ""), cluster)
+    logged = list(find_clusters(batch.event_log, batch.batch_id))
+    if len(logged) == 1:
+        place = call(batch.options, verb="where")
+        return Handle(batch, str(place.content.get("where") or batch.options.get("schedd") or ""), logged[0])
     reply = _ask(batch.options, verb="find", batch=batch.batch_id, since=_made(batch))
-    found = reply["cluster"]
-    return None if found is None else Handle(batch, str(reply["where"]), int(found))
+    where, queued = str(reply["where"]), [int(cluster) for cluster in reply["queue"]]
+    if len(queued) > 1:
+        raise SubmissionDoubt(words.twice(batch.name, queued, where), words.keep_one(queued))
+    found = [*queued, *logged, *reply["left"]]  # of several, those that left the queue run no more
+    return Handle(batch, where, int(found[0])) if found else None
 
 
 def _made(batch: RenderedBatch) -> int:
@@ -115,15 +113,26 @@ def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
         there = log.exists()
         items, offsets[str(log)] = read_events(log, offsets.get(str(log), 0), now, _EVENTS)
         clusters = {handle.cluster: handle.batch for handle in group}
-        for item in items:
-            if isinstance(item, LogEvent) and item.cluster in clusters:
-                seen += _from_event(item, clusters[item.cluster])
+        happened = [item for item in items if isinstance(item, LogEvent)]
+        for event in happened:
+            if event.cluster in clusters:
+                seen += _from_event(event, clusters[event.cluster])
+        problems += _doubled(group, happened)
         faults = [f"{log}, byte {item.start}: {item.what}" for item in items if isinstance(item, LogProblem)]
         if faults or not there:
             resolved = resolve(group)
             seen += resolved.seen
             problems += [*faults, *([] if there else [f"{log}: the event log is not there"]), *resolved.problems]
     return Observation(tuple(seen), Cursor(offsets), tuple(problems))
+
+
+def _doubled(group: Sequence[Handle], happened: Sequence[LogEvent]) -> list[str]:
+    """A sentence for each other cluster that carries one of these batches. Nothing of fermigrid's makes such a one."""
+    notes = {f"batch={handle.batch.batch_id}": handle for handle in group}
+    known = {handle.cluster for handle in group}
+    strangers = ((event.cluster, event.notes) for event in happened if event.cluster not in known)
+    twins = {(cluster, word) for cluster, text in strangers for word in (text or "").split() if word in notes}
+    return [words.twin(notes[word].batch.name, notes[word].cluster, cluster) for cluster, word in sorted(twins)]
 
 
 def _by_log(handles: Sequence[Handle]) -> dict[Path, list[Handle]]:
@@ -268,63 +277,11 @@ def _act(handles: Sequence[Handle], indices: Indices, action: str) -> None:
             )
 
 
-# --- the process that asks ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """How a call ended: `kind` is answer (see `content`), refused, unavailable, doubt or silent (see `words`)."""
-
-    kind: str
-    content: Mapping[str, Any]
-    words: str
-    sending: bool
-
-
 def _ask(options: Mapping[str, object], where: str = "", hint: str = _LATER, **request: object) -> Mapping[str, Any]:
     """The answer to a question, or the error for having none."""
-    reply = _call(options, where, **request)
+    reply = call(options, where, **request)
     if reply.kind == "answer":
         return reply.content
     if reply.kind == "refused":
         raise SubmissionRefused(f"HTCondor refused: {reply.words}")
     raise BackendUnavailable(f"HTCondor: {reply.words}", hint)
-
-
-def _call(options: Mapping[str, object], where: str = "", **request: object) -> _Reply:
-    """Run htcondor_calls for one request, for `timeout_s` at the most."""
-    limit = float(str(options.get("timeout_s", _TIMEOUT)))
-    place = {"schedd": options.get("schedd") or where or None, "pool": options.get("pool")}
-    output, errors, late = _run(json.dumps(place | request), limit)
-    lines = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
-    sending = {"sending": True} in lines
-    last = lines[-1] if lines else {}
-    for kind in ("answer", "refused", "unavailable", "doubt"):
-        if kind in last:
-            told = last[kind]
-            return _Reply(kind, told if kind == "answer" else {}, "" if kind == "answer" else str(told), sending)
-    silent = f"no answer within {limit:g} s" if late else f"the call ended without an answer: {errors.strip()[-500:]}"
-    return _Reply("silent", {}, silent, sending)
-
-
-def _run(request: str, limit: float) -> tuple[str, str, bool]:
-    """Output and errors of the call's process, and whether it had to be ended."""
-    path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fermigrid.backends.htcondor_calls"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        start_new_session=True,
-    )
-    with process:
-        try:
-            return *process.communicate(request, limit), False
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return *process.communicate(), True
-        except BaseException:
-            process.kill()
-            raise

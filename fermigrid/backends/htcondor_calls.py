@@ -1,9 +1,6 @@
-"""The calls to HTCondor, in a process of their own, which htcondor.py starts for each. The only importer of htcondor2.
+"""The calls to HTCondor, in the process that `htcondor_process` starts for each. The only importer of htcondor2.
 
-htcondor2 waits inside C code, where neither a signal nor a thread ends it (a hung schedd: 20 s for a query, minutes for
-a submission), and it reads its configuration once, when it is imported. A process can be ended when its time is up.
-
-It reads one request from stdin, a JSON object with `verb`, `schedd`, `pool` and what the verb needs, and writes JSON
+A request is a JSON object with `verb`, `schedd`, `pool` and what the verb needs; answers are JSON
 objects to stdout, one a line: `{"sending": true}` before a submission leaves, then one answer: `{"answer": ...}`,
 `{"refused": words}`, `{"unavailable": words}` or `{"doubt": words}`.
 """
@@ -12,7 +9,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -76,9 +72,8 @@ _SLOT = ("Name", "SlotType", "State", *_TOTALS, *_TOTALS.values())
 Request = Mapping[str, Any]
 
 
-def main() -> None:
+def answer(request: Request) -> None:
     """One request, one answer."""
-    request = json.load(sys.stdin)
     warnings.simplefilter("ignore")  # condor_submit's advice; the template is tested, and stdout is for answers
     try:
         _say(answer=_VERBS[request["verb"]](request))
@@ -198,15 +193,14 @@ def _answers(schedd: htcondor2.Schedd) -> bool:
 
 
 def _find(request: Request) -> dict[str, Any]:
-    """The cluster of a batch, from the queue, else from history; history is read back to `since` only."""
+    """The clusters of a batch in the queue, but for removed ones; without any, one of history, back to `since` only."""
     place = _locate(request)
     schedd = htcondor2.Schedd(place)
     ours = f"FermigridBatch =?= {classad2.quote(request['batch'])}"
-    ads = schedd.query(ours, ["ClusterId"], opts=htcondor2.QueryOpt.IncludeClusterAd)
-    if not ads:
-        ads = schedd.history(ours, ["ClusterId"], 1, since=_before(request))
-    clusters = [int(ad["ClusterId"]) for ad in ads]
-    return {"where": place.get("Name") or "", "cluster": min(clusters, default=None)}
+    there = schedd.query(f"{ours} && JobStatus =!= 3", ["ClusterId"], opts=htcondor2.QueryOpt.IncludeClusterAd)
+    queue = sorted({int(ad["ClusterId"]) for ad in there})
+    left = [] if queue else schedd.history(ours, ["ClusterId"], 1, since=_before(request))
+    return {"where": place.get("Name") or "", "queue": queue, "left": [int(ad["ClusterId"]) for ad in left]}
 
 
 def _before(request: Request) -> str:
@@ -403,6 +397,3 @@ def _value(value: Any) -> Any:
 
 
 _VERBS = {"where": _where, "submit": _submit, "find": _find, "look": _look, "act": _act, "explain": _explain}
-
-if __name__ == "__main__":
-    main()

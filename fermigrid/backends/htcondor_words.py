@@ -84,6 +84,28 @@ def remote_schedd(name: str, machine: str) -> str:
     return f"the schedd {name} is on another machine ({machine}), which does not see the run folder"
 
 
+def twice(name: str, clusters: Sequence[int], where: str) -> str:
+    """A batch that is in the queue more than once: its jobs run, and write their logs, more than once."""
+    numbers = ", ".join(map(str, clusters))
+    return f"{name} is in the queue of {where or 'the schedd'} {len(clusters)} times, as clusters {numbers}"
+
+
+def keep_one(clusters: Sequence[int]) -> str:
+    """What to do about it: any of them will do, the first has begun first."""
+    rest = " ".join(map(str, clusters[1:]))
+    return (
+        f"Keep one, say the first: condor_rm {rest}. Then run the same `fermigrid submit` again: it adopts the other."
+    )
+
+
+def twin(name: str, ours: int, other: int) -> str:
+    """A cluster in the event log that carries a batch which another cluster has."""
+    return (
+        f"{name} is cluster {ours}, and cluster {other} carries it too: its jobs run twice. "
+        f"If it is in the queue, remove it: condor_rm {other}"
+    )
+
+
 # --- holds -------------------------------------------------------------------------------------------------
 
 
@@ -106,10 +128,10 @@ class Hold:
     cure: Cure = Cure.LATER
 
 
-_LOOK = "look at the reason's words; `fermigrid retry` plans the job anew once it left"
+_LOOK = "look at the reason's words, mend the cause, submit the job's runs again in another run folder"
 _SUBMIT_SIDE = "see that the submit machine can write the run folder (disk, quota, file system)"
 _NODE = "nothing, if it happens on one machine only; on many, tell the site's contact"
-_MORE = "ask for more in the campaign's resources; `fermigrid retry` plans the job anew"
+_MORE = "ask for more in the campaign's resources, submit the job's runs again in another run folder"
 
 HOLDS: Mapping[int, Hold] = {
     1: Hold("UserRequest", "a person held it", "`fermigrid release` or `fermigrid remove`", Cure.YOURS),
@@ -224,7 +246,7 @@ def split_clauses(expression: str) -> list[str]:
 
 
 def is_passing(clause: str) -> bool:
-    """Whether a clause keeps a job from a machine for some minutes only: the one where it failed last."""
+    """Whether a clause keeps a job from a machine for some minutes only: one where it failed before."""
     return "MachineAttrName0" in clause
 
 
@@ -317,7 +339,7 @@ def _explain_idle(job: Facts, match: Facts | None, user: Facts | None) -> Iterat
         yield from _explain_impossible(match, job)
     elif match["free"] == 0:
         busy = (
-            "they are busy or, for some minutes, where it failed last"
+            "they are busy or, for some minutes, where it failed before"
             if job.get("NumJobCompletions")
             else "they are busy"
         )

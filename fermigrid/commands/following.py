@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 import click
 
 from fermigrid.assemble import assemble_kept
-from fermigrid.errors import LedgerBusy
+from fermigrid.errors import LedgerBusy, RunFolderError
 from fermigrid.ledger import open_ledger, writing
 from fermigrid.registry import find_campaign, registry_path
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import Standing, standing_of
 from fermigrid.states import State
 from fermigrid.submit import Hand
-from fermigrid.watch import Following, watch_once
+from fermigrid.watch import Following, look, watch_once
 
 POLL_S = 2.0  # between two looks while following; a look costs one read of each event log
 
@@ -56,7 +56,7 @@ def refresh(f: Following) -> tuple[str, ...]:
     """One look, unless another fermigrid is at work on the campaign already. Returns problems, in words."""
     try:
         with writing(f.folder.ledger):
-            return watch_once(f).problems
+            return look(f).problems
     except LedgerBusy:
         return ()
 
@@ -67,6 +67,8 @@ def follow(f: Following) -> Standing:
         told: set[str] = set()
         held = 0
         while True:
+            if not f.folder.ledger.is_file():
+                raise RunFolderError(f"the run folder {f.folder.path} has gone while it was followed")
             turn = watch_once(f)
             for problem in turn.problems:
                 if problem not in told:
@@ -113,7 +115,7 @@ def control_campaign(campaign: str, action: str, steps: tuple[str, ...], jobs: t
         unknown = sorted(set(steps) - set(f.assembled.campaign.steps))
         if unknown:
             raise click.UsageError(f"no step {unknown[0]!r}; there are {', '.join(f.assembled.campaign.steps)}")
-        watch_once(f)
+        look(f)
         count = control(f, action, steps, jobs)
-        watch_once(f)
+        look(f)
         return count

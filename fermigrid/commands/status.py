@@ -33,11 +33,15 @@ def command(campaign: str | None, check: bool, failed: bool, as_json: bool) -> i
 def _summary(name: str, folder: Any) -> dict[str, Any]:
     from contextlib import closing
 
+    from fermigrid.errors import FermigridError
     from fermigrid.ledger import open_ledger
     from fermigrid.standing import standing_of
 
-    with closing(open_ledger(folder.ledger)) as ledger:
-        standing = standing_of(ledger)
+    try:
+        with closing(open_ledger(folder.ledger)) as ledger:
+            standing = standing_of(ledger)
+    except FermigridError as error:  # one that cannot be read must not hide the others
+        return {"campaign": name, "jobs": "", "state": f"cannot be read: {error}", "folder": str(folder.path)}
     return {"campaign": name, "jobs": standing.jobs, "state": standing.words, "folder": str(folder.path)}
 
 

@@ -81,7 +81,7 @@ def command(
 def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tuple[Path, ...], wait: bool) -> int:
     from fermigrid.commands.following import follow, make_hand
     from fermigrid.ledger import writing
-    from fermigrid.registry import register, registry_path
+    from fermigrid.registry import refuse_second, register, registry_path
     from fermigrid.runfolder import RunFolder, check_path
     from fermigrid.standing import standing_of
     from fermigrid.submit import begin, prepare, settle
@@ -89,18 +89,26 @@ def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tupl
 
     name = assembled.campaign.campaign
     folder = RunFolder(check_path(run_dir or Path("fermigrid-runs", name)))
+    if run_dir is None:
+        refuse_second(name, folder, registry_path(os.environ))
     hand = make_hand()
     prepare(folder)
     with (
         writing(folder.ledger),
         closing(begin(assembled, folder, site, [str(path) for path in search], hand)) as ledger,
     ):
-        register(folder, name, registry_path(os.environ))
+        try:
+            register(folder, name, registry_path(os.environ))
+        except OSError as error:
+            hand.tell(f"{name} will be known by its run folder only, not by its name: {error}")
         f = Following(ledger, folder, assembled, site, hand)
         doubts = settle(ledger, folder, hand)
         sent = advance(f)
         if not sent and not doubts:
-            hand.tell(f"{name} was submitted before; nothing new to send")
+            before = ledger.batches()
+            hand.tell(
+                f"{name} was submitted before; nothing new to send" if before else f"{name} has no jobs: nothing to do"
+            )
         standing = follow(f) if wait else standing_of(ledger)
     click.echo(f"{name}: {standing.headline}")
     click.echo(f"run folder: {folder.path}", err=True)

@@ -126,16 +126,19 @@ _on_error() {  # STATUS FUNCTION LINE COMMAND
     _finish "$INTERNAL" "internal error in $2, line $3, status $1"
 }
 
+# Runs in the middle of whatever is going on, often a `read`, so it reads nothing: a second `read` makes the first one wait for ever.
 _on_signal() {  # NAME NUMBER
     signals+=("$1")
-    if [ "$phase" = payload ]; then
+    if [ -n "$finishing" ]; then
+        return 0
+    elif [ "$phase" = payload ]; then
         pending+=("$1")
-        _forward
-    elif [ "$1" = USR1 ] || [ "$1" = USR2 ] || [ "$1" = XCPU ]; then
-        _log "signal $1 in phase $phase: nothing to forward it to"
+        printf 'signal\n' >&"$pipe_fd"      # wakes _await
+    elif [[ $1 == USR[12] || $1 == XCPU ]]; then
+        return 0                            # a warning to a payload that does not run
     elif [ -n "$critical" ]; then
         deferred=$2
-    elif [ -z "$finishing" ]; then
+    else
         _finish $((128 + $2)) "ended by signal $1 in phase $phase"
     fi
 }
@@ -188,6 +191,7 @@ _ending_signal() {  # -> true, and `ending` its number, when a signal has come t
 _await() {  # GROUP -> its status
     local nap=5 pause status=0
     while kill -0 "$1" 2> /dev/null; do
+        [ ${#pending[@]} = 0 ] || _forward
         if [ "$kill_at" != 0 ]; then
             _now
             [ "$now_ms" -lt "$kill_at" ] || kill -KILL -- "-$1" 2> /dev/null || :
@@ -195,7 +199,6 @@ _await() {  # GROUP -> its status
         fi
         printf -v pause '0.%03d' "$nap"
         read -r -t "$pause" -u "$pipe_fd" _ || :
-        [ ${#pending[@]} = 0 ] || _forward
         nap=$((nap < 470 ? nap + nap / 16 + 1 : 499))
     done
     kill_at=0
@@ -1231,7 +1234,7 @@ _launch_bare() {  # in this container, or in a rehearsal: with an empty environm
 }
 
 _start_payload() {  # COMMAND... -> status
-    local group
+    local group line=''
     status=0
     rm -f -- "$control/started.$side"
     set -m
@@ -1239,9 +1242,10 @@ _start_payload() {  # COMMAND... -> status
     group=$!
     set +m
     [ "$side" = run ] || printf '%s\n' "$group" > "$control/group" || :
-    read -r -t 10 -u "$pipe_fd" _ || :      # `ready`: until then a signal would be lost in the child
+    while [ "$line" != ready ]; do          # until then a signal would be lost in the child
+        read -r -t 10 -u "$pipe_fd" line || break
+    done
     payload_group=$group
-    _forward                                # what came before
     _await "$group" || status=$?
     kill -KILL -- "-$group" 2> /dev/null || :                  # what the payload left behind
     _kill_inner
@@ -1323,6 +1327,7 @@ _heal_image() {  # a container that did not start: was the cached image damaged?
 
 _container_failed() {  # STATUS: a failure of the runtime is never charged to the payload
     local words='' code=$NO_IMAGE
+    _phase image
     _starts_container || _finish_or_full "$INTERNAL" "the payload could not be launched (status $1)"
     if _try_image; then words="the image starts, but not with this job's binds"; fi
     case $words in
@@ -1431,7 +1436,7 @@ _check_outputs() {  # -> out_bytes, out_sha
     mapfile -t sizes < <(stat -c %s -- "${paths[@]}")
     _sha256 "${paths[@]}"
     for i in "${!out_name[@]}"; do
-        [ -n "${answer[i]}" ] && [ -n "${sizes[i]:-}" ] || _finish "$NO_OUTPUT" "output ${out_name[i]} cannot be read"
+        if [ -z "${answer[i]}" ] || [ -z "${sizes[i]:-}" ]; then _finish "$NO_OUTPUT" "output ${out_name[i]} cannot be read"; fi
         out_path[i]=${paths[i]} out_bytes[i]=${sizes[i]} out_sha[i]=${answer[i]} out_result[i]=ours
     done
 }

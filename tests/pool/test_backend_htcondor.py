@@ -14,7 +14,7 @@ import pytest
 
 from fermigrid.backends import Cursor, Handle
 from fermigrid.backends import htcondor as backend
-from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionRefused
+from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionDoubt, SubmissionRefused
 from fermigrid.states import Seen
 from tests.pool.batches import (
     GOOD,
@@ -156,6 +156,29 @@ def test_a_damaged_or_lost_event_log_is_made_up_for(job_folder: Path) -> None:
         assert len(observation.seen) == 3
 
 
+def test_a_batch_that_is_there_twice_is_told_and_one_removal_ends_it(pool: Pool, job_folder: Path) -> None:
+    """Nothing of fermigrid's submits twice: here a person does. `find` takes neither, and removes nothing."""
+    batch = write_batch(job_folder, jobs=3, requirements="false")
+    first, second = backend.submit(batch), backend.submit(batch)
+    names = f"is in the queue of {first.where} 2 times, as clusters {first.cluster}, {second.cluster}"
+    with pytest.raises(SubmissionDoubt, match=names) as doubt:
+        backend.find(batch)
+    assert f"condor_rm {second.cluster}." in doubt.value.hint
+    (problem,) = backend.observe([first], Cursor()).problems
+    assert f"is cluster {first.cluster}, and cluster {second.cluster} carries it too" in problem
+    away = batch.event_log.rename(job_folder / "away")
+    with pytest.raises(SubmissionDoubt, match=names):
+        backend.find(batch)
+    away.rename(batch.event_log)
+    done = pool.run("fermi", "condor_rm", str(second.cluster))
+    assert done.returncode == 0, done.stderr
+    wait_until_seen(second, Seen.REMOVED, times=3)
+    assert backend.find(batch) == first
+    backend.remove([first])
+    wait_until_seen(first, Seen.REMOVED, times=3)
+    assert backend.find(batch) == first  # both have left: the first one's jobs are the batch's
+
+
 def test_a_job_that_nobody_knows_is_lost_and_not_failed(job_folder: Path) -> None:
     batch = write_batch(job_folder, jobs=2)
     observation = backend.observe([Handle(batch, "", 999_999)], Cursor())
@@ -202,25 +225,47 @@ def test_somebody_elses_jobs_are_not_touched(pool: Pool, job_folder: Path, monke
 
 
 def not_its_turn(failures: int) -> int:
-    """A length of turns such that for two minutes no turn opens the machine where the job failed last."""
-    open_ = range(1, failures + 1)
+    """A length of turns such that for two minutes no turn opens the machines where the job failed."""
     now = time.time()
     times = (now, now + 120)
-    return next(turn for turn in range(600, 700) if not any(int(at / turn) % 5 in open_ for at in times))
+    counts = range(1, failures + 1)
+    return next(
+        turn for turn in range(600, 900) if all((int(at / turn) + count) % 5 for at in times for count in counts)
+    )
 
 
-def test_a_failure_of_the_machine_starts_again_elsewhere(job_folder: Path) -> None:
-    turn = not_its_turn(failures=2)
-    batch = write_batch(job_folder, f"{GOOD}; exit 82", retries=2, requirements=BOTH, macros={"fg_elsewhere": turn})
+def sites(*letters: str) -> str:
+    """Requirements: one of these sites of the pool."""
+    return " || ".join(f'GLIDEIN_Site == "SITE{letter}"' for letter in letters)
+
+
+def test_a_failure_of_the_machine_starts_again_on_another_each_time(job_folder: Path) -> None:
+    """Each of the last three machines is closed to it, not only the last: four starts, four machines."""
+    turn = not_its_turn(failures=3)
+    where = sites("A", "B", "C", "F")
+    batch = write_batch(job_folder, f"{GOOD}; exit 82", retries=3, requirements=where, macros={"fg_elsewhere": turn})
     with submitted(batch) as handle:
         seen = wait_until_seen(handle, Seen.ENDED, limit=90)
-    assert states(handle) == [Seen.SUBMITTED, *[Seen.STARTED, Seen.EVICTED] * 2, Seen.STARTED, Seen.ENDED]
+    assert states(handle) == [Seen.SUBMITTED, *[Seen.STARTED, Seen.EVICTED] * 3, Seen.STARTED, Seen.ENDED]
     assert last(seen, Seen.ENDED).exit_code == 82
     assert last(seen, Seen.EVICTED).reason == (
         "the worker ended with exit code 82, which charges the machine: the job starts again"
     )
-    hosts = [one.host.partition("@")[2] for one in seen if one.seen is Seen.STARTED]
-    assert hosts[0] != hosts[1] != hosts[2]
+    hosts = {one.host.partition("@")[2] for one in seen if one.seen is Seen.STARTED}
+    assert len(hosts) == 4
+
+
+def test_two_bad_machines_do_not_use_up_the_tries_of_a_job(job_folder: Path) -> None:
+    """The shipped turns and number of tries: as long as a good machine is open, every job gets there."""
+    worker = f"{GOOD}; grep -qE '^RemoteHost = .*@site[ce]@' .job.ad && exit 82; exit 0"
+    batch = write_batch(
+        job_folder, worker, jobs=5, retries=3, requirements=sites("C", "E", "F"), macros={"fg_elsewhere": 60}
+    )
+    with submitted(batch) as handle:
+        seen = wait_until_seen(handle, Seen.ENDED, times=5, limit=120)
+    assert {one.index: one.exit_code for one in seen if one.seen is Seen.ENDED} == dict.fromkeys(range(5), 0)
+    bad = [one.host for one in seen if one.seen is Seen.STARTED and "@sitef@" not in one.host]
+    assert bad, "no job began on a bad machine: nothing was tried"
 
 
 def test_a_failure_of_the_only_machine_starts_again_there(job_folder: Path) -> None:
@@ -437,7 +482,7 @@ def test_a_job_kept_from_the_machine_where_it_failed_says_so(job_folder: Path) -
     batch = write_batch(job_folder, f"{GOOD}; exit 82", retries=9, macros={"fg_elsewhere": not_its_turn(failures=1)})
     with submitted(batch) as handle:
         wait_until_seen(handle, Seen.EVICTED)
-        told = "they are busy or, for some minutes, where it failed last"
+        told = "they are busy or, for some minutes, where it failed before"
         wait_for(lambda: any(line.endswith(told) for line in backend.explain(handle, 0)), told)
 
 

@@ -16,6 +16,7 @@ from fermigrid.accept import Items, accept_ended, judge, publish_accepted, publi
 from fermigrid.errors import FermigridError
 from fermigrid.find_job import find_job, read_log
 from fermigrid.records import JobRecord
+from fermigrid.standing import standing_of
 from fermigrid.states import Seen, State
 from fermigrid.watch import Following, advance, watch_once
 from tests import stand_in
@@ -242,7 +243,45 @@ def test_thousands_that_ended_are_judged_in_bounded_pieces(tmp_path: Path, monke
             stand_in.tell(system.landed[0], index, Seen.ENDED, 1)
         turn = watch_once(f)
         assert (turn.judged, turn.finished) == (1200, True)
-        assert accept_ended(f.ledger, f.folder, Items(f.folder)) == 0
+        assert accept_ended(f.ledger, f.folder, Items(f.folder)) == (0, [])
+
+
+def test_what_stands_in_the_way_of_one_output_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backends.BACKENDS, "local", "tests.stand_in")
+    monkeypatch.setattr("fermigrid.accept.CHUNK", 2)
+    system: Memory = stand_in.forget()
+    with campaign(tmp_path, SMALL.replace("count: 2", "count: 7")) as f:
+        advance(f)
+        for index in range(7):
+            stand_in.end_job(system.landed[0], index, content=b"result")
+        f.folder.outputs.mkdir()
+        for foreign in ("go.0000.fit", "go.0001.fit", "go.0004.fit"):
+            (f.folder.outputs / foreign).write_bytes(b"foreign")
+        turn = watch_once(f)
+        assert len(turn.problems) == 3
+        assert sorted(path.name for path in f.folder.outputs.iterdir() if path.read_bytes() == b"result") == [
+            f"go.{number:04d}.fit" for number in (2, 3, 5, 6)
+        ]
+        standing = standing_of(f.ledger)
+        assert (standing.unpublished, standing.good) == (3, False)
+        (f.folder.outputs / "go.0001.fit").unlink()
+        assert len(watch_once(f).problems) == 2
+
+
+def test_a_log_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends.BACKENDS, "local", "tests.stand_in")
+    system: Memory = stand_in.forget()
+    with campaign(tmp_path, SMALL) as f:
+        advance(f)
+        stand_in.tell(system.landed[0], 0, Seen.ENDED, 0)
+        Items(f.folder).log(f.ledger.batches()[0], 0).mkdir()
+        stand_in.end_job(system.landed[0], 1)
+        turn = watch_once(f)
+        assert turn.judged == 1
+        assert "go.0000: its log cannot be read" in turn.problems[0]
+        assert not turn.finished
 
 
 FULL = """

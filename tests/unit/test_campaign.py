@@ -62,7 +62,7 @@ def test_names_of_variables(name: str) -> None:
         ("{}", "give exactly one of table, list, count"),
         ("{count: 2, list: [a]}", "give exactly one of table, list, count"),
         ("{count: 0}", "greater than or equal to 1"),
-        ("{count: 10000001}", "less than or equal to 10000000"),
+        ("{count: 1000001}", "less than or equal to 1000000"),
         ("{list: [a b]}", "may hold only letters"),
         ("{tabel: x.csv}", "did you mean 'table'?"),
     ],

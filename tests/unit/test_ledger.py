@@ -157,7 +157,7 @@ def test_of_two_good_attempts_the_first_is_accepted(ledger: Ledger) -> None:
         ("g1.s1.aaaaaaaa", False),
     ]
     assert [a.attempt for a in ledger.accepted()] == ["g0.s1.aaaaaaaa"]
-    assert [a.attempt for a in ledger.unpublished(9)] == ["g0.s1.aaaaaaaa"]
+    assert [a.attempt for a in ledger.unpublished("", 9)] == ["g0.s1.aaaaaaaa"]
     assert ledger.rehearsed() == 1
 
 
@@ -182,7 +182,7 @@ def test_the_same_report_again_changes_nothing(ledger: Ledger) -> None:
     ledger.intend(batch(), NOW, "me")
     for _ in range(2):
         ledger.take_in([(done(), report(done(), "g0.s1.aaaaaaaa", outputs=True))])
-        ledger.published(ledger.unpublished(9))
+        ledger.published(ledger.unpublished("", 9))
     assert ledger.waiting_to_publish() == 0
     assert len(ledger.attempts("go.r0")) == 1
 
@@ -191,7 +191,7 @@ def test_the_file_itself_refuses_a_second_accepted_attempt(ledger: Ledger) -> No
     ledger.intend(batch(), NOW, "me")
     ledger.take_in([(done(), report(done(), "g0.s1.aaaaaaaa"))])
     with closing(sqlite3.connect(ledger.path)) as other, pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-        other.execute("INSERT INTO attempt VALUES ('go.r0', 'x', ?, 0, 0, 1, 1, '{}')", (batch().id,))
+        other.execute("INSERT INTO attempt VALUES ('go.r0', 'x', ?, 0, 0, 0, 1, 1, '{}')", (batch().id,))
 
 
 # --- files

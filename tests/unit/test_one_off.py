@@ -70,8 +70,8 @@ def test_outputs_keep_their_names_and_several_jobs_put_theirs_before(tmp_path: P
 
 
 def test_its_name_is_that_of_the_program_and_the_time(tmp_path: Path) -> None:
-    assert one_off(tmp_path, "./my prog$.sh").campaign.campaign == "my-prog-20270304-050607"
-    assert one_off(tmp_path, "é").campaign.campaign == "command-20270304-050607"
+    assert one_off(tmp_path, "./my prog$.sh").campaign.campaign == "my-prog-20270304-050607-000000"
+    assert one_off(tmp_path, "é").campaign.campaign == "command-20270304-050607-000000"
     assert one_off(tmp_path, "x", name="mine").campaign.campaign == "mine"
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fermigrid.errors import NotFound
-from fermigrid.registry import find_campaign, my_campaigns, register, registry_path
+from fermigrid.errors import NotFound, RunFolderError
+from fermigrid.registry import find_campaign, my_campaigns, refuse_second, register, registry_path
 from fermigrid.runfolder import RunFolder
 
 
@@ -72,3 +72,18 @@ def test_rubbish_in_the_registry_is_passed_over(tmp_path: Path) -> None:
     (registry / "notes.txt").write_text("x")
     (registry / ".P400~abc.123").symlink_to(tmp_path)
     assert len(my_campaigns(registry)) == 1
+
+
+def test_the_same_command_typed_elsewhere_does_not_submit_again(tmp_path: Path) -> None:
+    registry, one = tmp_path / "state", run(tmp_path, "one")
+    register(one, "P400", registry)
+    with pytest.raises(RunFolderError, match="was submitted before") as refused:
+        refuse_second("P400", RunFolder(tmp_path / "elsewhere"), registry)
+    assert str(one.path) in refused.value.hint
+    refuse_second("P400", one, registry)
+    refuse_second("P401", RunFolder(tmp_path / "elsewhere"), registry)
+
+
+def test_a_name_too_long_for_a_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        find_campaign("x" * 5000, tmp_path)

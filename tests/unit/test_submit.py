@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from fermigrid import backends
+from fermigrid.control import control
 from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionDoubt, SubmissionRefused
 from fermigrid.ledger import open_ledger
 from fermigrid.plan import Assembled
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import Seen, State
 from fermigrid.submit import batch_id, begin, campaign_digest, prepare, rendered, settle
-from fermigrid.watch import Following, Turn, advance, has_ended, run_of, watch_once
+from fermigrid.watch import Following, Turn, advance, has_ended, look, run_of, watch_once
 from tests import stand_in
 from tests.campaigns import SITES, SMALL, TWO_STEPS, assemble, make_hand
 from tests.stand_in import Killed, Memory
@@ -76,9 +77,7 @@ def test_the_same_campaign_goes_on_and_another_is_refused(tmp_path: Path, system
     with campaign(tmp_path) as again:
         assert again.ledger.campaign() == made
     before = {name: (tmp_path / "run" / name).read_bytes() for name in names(tmp_path / "run")}
-    with pytest.raises(
-        RunFolderError, match=r"holds campaign 'small' of 2027-03-04.*, and this one differs"
-    ) as refused:
+    with pytest.raises(RunFolderError, match="what differs now: the campaign file and the runs") as refused:
         campaign(tmp_path, SMALL.replace("count: 2", "count: 3")).__enter__()
     assert "--run-dir" in refused.value.hint
     assert {name: (tmp_path / "run" / name).read_bytes() for name in names(tmp_path / "run")} == before
@@ -112,6 +111,15 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, foreign:
     assert [path.name for path in (tmp_path / "run").iterdir()] == [foreign]
 
 
+def test_a_folder_of_a_persons_own_files_is_left_alone(tmp_path: Path) -> None:
+    """--run-dir that names the folder where a campaign is written: its files have the names of our copies."""
+    for name in ("campaign.yaml", "runs.csv"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(RunFolderError, match="it holds campaign.yaml"):
+        prepare(RunFolder(tmp_path))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"campaign.yaml": "mine", "runs.csv": "mine"}
+
+
 def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(RunFolderError, match="cannot make the run folder"):
@@ -120,7 +128,10 @@ def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
         prepare(RunFolder(tmp_path / "run" / "deeper"))
 
 
-@pytest.mark.parametrize("left", [["campaign.yaml"], ["campaign.yaml", "runs.csv", "ledger.draft"], ["ledger.lock"]])
+@pytest.mark.parametrize(
+    "left",
+    [["ledger.lock", "campaign.yaml"], ["ledger.lock", "campaign.yaml", "runs.csv", "ledger.draft"], ["ledger.lock"]],
+)
 def test_what_a_killed_beginning_left_is_begun_anew(tmp_path: Path, system: Memory, left: list[str]) -> None:
     (tmp_path / "run").mkdir()
     for name in left:
@@ -380,3 +391,22 @@ def test_a_ledger_of_no_campaign_is_not_gone_on_with(tmp_path: Path) -> None:
         pytest.raises(LedgerError, match="never begun"),
     ):
         empty.campaign()
+
+
+def test_a_removed_campaign_sends_nothing_more(tmp_path: Path, system: Memory) -> None:
+    """Removed after the first step: no look at it, and no new submission, brings the second."""
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        control(f, "remove", [], [])
+        assert (watch_once(f).submitted, watch_once(f).finished) == (0, True)
+        assert len(f.ledger.batches()) == 1
+    with pytest.raises(RunFolderError, match="was removed on"):
+        campaign(tmp_path, CHAIN, TABLE).__enter__()
+
+
+def test_looking_sends_nothing(tmp_path: Path, system: Memory) -> None:
+    """status, why, logs: a submission that was cut short stays so until somebody submits or watches."""
+    with campaign(tmp_path) as f:
+        assert look(f).submitted == 0
+        assert f.ledger.batches() == []
+        assert watch_once(f).submitted == 1
