@@ -16,7 +16,7 @@ from pathlib import Path
 
 import htcondor2
 
-from fermigrid.eventlog import find_batch, read_events
+from fermigrid.eventlog import find_clusters, read_events
 
 CAPTURED = Path(__file__).resolve().parents[1] / "tests/unit/data/many-kinds.eventlog"
 REQUIRED = 100_000  # events a second
@@ -50,7 +50,7 @@ def read_at_once(log: Path) -> int:
 
 
 def find_what_is_not_there(log: Path) -> int:
-    find_batch(log, "f" * 32)
+    list(find_clusters(log, "f" * 32))
     return split_only(log)
 
 
@@ -77,7 +77,7 @@ def main(events: int) -> int:
         floor = measure("floor: read and split", split_only, log)
         ours = measure("read_events", read_at_once, log)
         measure("read_events, 20,000 at a time", read_in_steps, log)
-        measure("find_batch (and the floor)", find_what_is_not_there, log)
+        measure("find_clusters (and the floor)", find_what_is_not_there, log)
         measure("htcondor2.JobEventLog", read_with_htcondor, log)
     print(f"read_events takes {floor / ours:.1f} times the floor")
     return 0 if ours >= REQUIRED else 1

@@ -66,7 +66,22 @@ def _inputs(written: object) -> object:
 
 
 Inputs = Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], BeforeValidator(_inputs)]
-Environment = dict[Variable, str]
+
+
+def _payload_variable(text: str) -> str:
+    if _variable(text) in SHELL_OWN or text.startswith("FERMIGRID_"):
+        raise ValueError("is set by the shell or by the worker itself: choose another name")
+    return text
+
+
+# Names that a shell keeps for itself or does not give on, whatever is assigned to them.
+SHELL_OWN = frozenset((
+    "UID", "EUID", "PPID", "GROUPS", "SHELLOPTS", "BASHOPTS", "BASH_VERSINFO", "BASH_VERSION", "IFS",
+    "OPTIND", "OPTARG", "PWD", "OLDPWD", "SHLVL", "_", "PS1", "PS2", "PS4", "RANDOM", "SECONDS", "LINENO",
+    "BASH_ENV", "ENV",
+))  # fmt: skip
+PayloadVariable = Annotated[str, AfterValidator(_payload_variable)]
+Environment = dict[PayloadVariable, str]
 
 
 class Bind(Model):

@@ -54,12 +54,6 @@ class Unrepresentable(FermigridError):
         super().__init__(f"{what}: {value!r} cannot be used: {why}")
 
 
-class PlanError(FermigridError):
-    """Each part is valid, together they make no plan: two jobs with one output, a bind with no mount point."""
-
-    exit_code = 13
-
-
 class RunFolderError(FermigridError):
     """The run folder exists with something else in it, is damaged, or its path cannot be given to the batch system."""
 
@@ -98,12 +92,6 @@ class NotFound(FermigridError):
     """No such campaign, job, site or image."""
 
     exit_code = 19
-
-
-class AuditFailed(FermigridError):
-    """Outputs and run table do not agree."""
-
-    exit_code = 20
 
 
 class InternalError(FermigridError):

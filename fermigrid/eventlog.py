@@ -204,11 +204,6 @@ def read_events(
     return items, offset
 
 
-def find_batch(path: Path, batch_id: str) -> int | None:
-    """The first cluster of `find_clusters`; None when there is none in this log."""
-    return next(find_clusters(path, batch_id), None)
-
-
 def find_clusters(path: Path, batch_id: str) -> Iterator[int]:
     """The clusters whose submission carries `batch=<batch_id>` in its notes, each once, in the order of the log.
 

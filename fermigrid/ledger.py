@@ -159,10 +159,6 @@ class Ledger:
         where = "WHERE state = ? AND (batch, idx) > (?, ?) ORDER BY batch, idx LIMIT ?"
         return self._jobs(where, (state, *after, limit))
 
-    def jobs_named(self, name: str) -> list[JobRecord]:
-        """The rows of a job: one for each generation it was in."""
-        return self._jobs("WHERE name = ?", (name,))
-
     def jobs_not_done(self, batch: str) -> list[JobRecord]:
         """The jobs of a batch that have a row and are not done."""
         return self._jobs("WHERE batch = ? AND state <> 'done' ORDER BY idx", (batch,))

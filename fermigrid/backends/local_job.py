@@ -1,4 +1,4 @@
-"""A job on this machine, but for its processes: its slots, its scratch folder, what it brings back."""
+"""A job on this machine, but for its processes: its slots, its scratch folder, its secrets, what it brings back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pathlib import Path
 from fermigrid.backends import RenderedBatch
 from fermigrid.backends.local_events import folder_of, say, try_lock
 from fermigrid.errors import SubmissionRefused
+
+MEMORY = Path("/dev/shm")  # where the copies of secrets are, on a machine that has it
 
 
 @dataclass(frozen=True)
@@ -120,20 +122,20 @@ class Execution:
     folder: Path
 
 
-def folder_prefix(batch: RenderedBatch) -> str:
-    """How the names of this batch's folders begin; the same plan submitted from two run folders has one batch id."""
-    return f"{batch.batch_id}.{zlib.crc32(str(folder_of(batch).path).encode()):08x}"
+def folder_prefix(batch_id: str, place: str) -> str:
+    """How the names of the folders of a batch in the folder `place` begin: two run folders can have one batch id."""
+    return f"{batch_id}.{zlib.crc32(place.encode()):08x}"
 
 
 def folder_name(batch: RenderedBatch, index: int, start: int) -> str:
     """The name of an execution's folder."""
-    return f"{folder_prefix(batch)}.{index}.{start}"
+    return f"{folder_prefix(batch.batch_id, str(folder_of(batch).path))}.{index}.{start}"
 
 
 def prepare(batch: RenderedBatch, item: Item, start: int, scratch: Path) -> Path:
     """Make the scratch folder with all that the worker needs: copies, so that no job can alter the plan."""
     folder = scratch / folder_name(batch, item.index, start)
-    remove_tree(folder)
+    remove_job(folder)
     inside = folder / "scratch"
     inside.mkdir(mode=0o700, parents=True)
     shutil.copyfile(batch.plan_dir / "job.env", inside / "job.env")
@@ -141,13 +143,58 @@ def prepare(batch: RenderedBatch, item: Item, start: int, scratch: Path) -> Path
     bundle = batch.plan_dir / "bundle.tar.gz"
     if bundle.exists():
         shutil.copyfile(bundle, inside / bundle.name)
+    _make_secrets(folder)
     return folder
 
 
+def _make_secrets(folder: Path) -> None:
+    """The private place for the secrets of the job with this folder: in memory, else on the disk with its scratch."""
+    memory = _memory()
+    (folder / "secrets" if memory is None else memory / folder.name).mkdir(mode=0o700)
+
+
+def _memory() -> Path | None:
+    """This user's own folder in memory; None where there can be none."""
+    try:
+        return _private(MEMORY)
+    except SubmissionRefused:
+        return None
+
+
+def secrets_of(folder: Path) -> Path:
+    """Where the worker of the job with this folder is to put its copies of secrets."""
+    memory, disk = _memory(), folder / "secrets"
+    return disk if memory is None or disk.is_dir() else memory / folder.name
+
+
+def remove_job(folder: Path) -> None:
+    """Remove the folder of a job, its secrets first: whatever killed the worker and its guard, no secret is left."""
+    remove_secrets(folder)
+    remove_tree(folder)
+
+
+def remove_secrets(folder: Path) -> None:
+    """Remove the copies of secrets of the job with this folder."""
+    if (memory := _memory()) is not None:
+        remove_tree(memory / folder.name)
+    remove_tree(folder / "secrets")
+
+
+def remove_left(prefix: str, scratch: Path) -> None:
+    """Remove what an earlier runner left of all jobs whose folders' names begin so."""
+    for parent in filter(None, (_memory(), scratch)):
+        for left in parent.glob(f"{prefix}.*"):
+            remove_job(scratch / left.name)
+
+
 def bring_back(run: Execution, work_dir: Path) -> None:
-    """Outputs first, the log last, each whole or not at all. Raises OSError, such as for a full disk."""
+    """Outputs first, the log last, each whole or not at all. Raises OSError, such as for a full disk.
+
+    The shard's folder was made before the submission. Where it is not, the run folder has been moved or removed, and
+    nothing may be made in its old place.
+    """
     target = work_dir / run.item.shard
-    (target / "out").mkdir(parents=True, exist_ok=True)
+    (target / "out").mkdir(exist_ok=True)
     out = run.folder / "scratch" / "out"
     for path in sorted(out.iterdir()) if out.is_dir() else ():
         _move(path, target / "out" / path.name)

@@ -4,7 +4,8 @@ Each job runs under a keeper, a fork of the runner, between the runner and the w
 of all that the job starts, so nothing of a job escapes it; the kernel tells it (PR_SET_PDEATHSIG) when the runner
 dies, and then it ends the job as for a removal: TERM to the worker, which passes it on and reports, and KILL to
 everything after the grace. So killing a runner leaves no job behind; a job's slot and the batch's lock, which its
-keeper holds too, are free only when the job is gone.
+keeper holds too, are free only when the job is gone. Then the keeper removes the job's secrets, for the runner may be
+dead; and the runner does, for the keeper may be.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NoReturn
 
 from fermigrid.backends import RenderedBatch
 from fermigrid.backends.local_events import say
-from fermigrid.backends.local_job import Item
+from fermigrid.backends.local_job import Item, remove_secrets, secrets_of
 
 TAG = "FERMIGRID_BATCH"  # environment variable of the worker and the payload, with the batch id
 RUNNER = "fermigrid.backends.local_runner"  # the module that a runner and its keepers have in their command line
@@ -61,6 +62,7 @@ def _keep(runner: int, batch: RenderedBatch, item: Item, start: int, folder: Pat
         _become_worker(me, batch, item, start, folder)
     status = _wait(worker, grace)
     _kill_all(lambda: _below(os.getpid(), frozenset()))
+    remove_secrets(folder)
     return status
 
 
@@ -76,9 +78,9 @@ def _become_worker(keeper: int, batch: RenderedBatch, item: Item, start: int, fo
         os.dup2(log, 2)
         os.chdir(folder / "scratch")
         if os.getppid() == keeper:
-            environment = {**os.environ, "FERMIGRID_START": str(start), TAG: batch.batch_id}
+            own = {"FERMIGRID_START": str(start), "FERMIGRID_SECRETS": str(secrets_of(folder)), TAG: batch.batch_id}
             job = ["run", item.name, item.shard, item.row, batch.batch_id]
-            os.execvpe("bash", ["bash", str(batch.plan_dir / "worker.sh"), *job], environment)
+            os.execvpe("bash", ["bash", str(batch.plan_dir / "worker.sh"), *job], {**os.environ, **own})
     except OSError as error:
         os.write(2, f"the worker cannot be started: {error}\n".encode())
     os._exit(99)

@@ -2,7 +2,8 @@
 
 It is started by `local.submit`, and by `local.observe` when it died before its jobs were over. All that it must
 know after a crash is in its event file: a job that had started and not ended is started again, one that ended is
-left alone. It holds the batch's lock, so there is one runner at most.
+left alone. It holds the batch's lock, so there is one runner at most. When its folder is moved or removed it stops
+its jobs and ends: nothing may appear in the old place, and in the new one `local.observe` starts another runner.
 Exit codes: 0 it runs (in the background), 3 another one does.
 """
 
@@ -26,6 +27,7 @@ from fermigrid.backends.local_events import (
     HELD,
     RUNNING,
     WAITING,
+    Event,
     EventFile,
     Folder,
     Table,
@@ -44,7 +46,8 @@ from fermigrid.backends.local_job import (
     folder_prefix,
     prepare,
     read_options,
-    remove_tree,
+    remove_job,
+    remove_left,
 )
 from fermigrid.backends.local_keeper import become_subreaper, kill_strays, launch, reap, sweep
 from fermigrid.states import Seen
@@ -52,7 +55,8 @@ from fermigrid.states import Seen
 ANOTHER_RUNS = 3  # exit code
 INFRASTRUCTURE = frozenset({81, 82, 83, 84, 86, 88, 89, 91, 99})  # not the job's fault
 _LOCK_LIMIT = 2.0  # s: whoever only looks whether the lock is free holds it for an instant
-_LOOK = 0.25  # s between looks for commands and for slots that other batches freed
+_LOOK = 0.25  # s between looks for commands, for slots that other batches freed, and whether the folder is here
+_GONE = "its run folder was moved or removed"
 
 
 @dataclass(frozen=True)
@@ -93,42 +97,80 @@ class Runner:
         self.table = Table(batch.jobs)
         self.host = socket.gethostname()
         self.running: dict[int, Execution] = {}  # by the keeper's process id
-        self.stopping: dict[int, Seen] = {}  # job -> what it is when it has stopped
+        self.stopping: dict[int, tuple[Seen, str]] = {}  # job -> what it is when it has stopped, and why
         self.command: Command | None = None
         self.events = EventFile(folder.events)
+        self.opened = os.open(folder.path, os.O_DIRECTORY | os.O_CLOEXEC)  # and so no other folder gets its number
+        self.awake, self.bell = socket.socketpair()
 
     def run(self) -> None:
-        """Until no job has anything left to do; held jobs are waited for."""
+        """Until no job has anything left to do (held jobs are waited for), or the folder is no longer here."""
         become_subreaper()
-        awake, bell = socket.socketpair()
-        for end in (awake, bell):
+        for end in (self.awake, self.bell):
             end.setblocking(False)
-        signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.bell.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._recover()
-        while not self.table.over:
-            self._obey()
-            self._start_jobs()
-            if select.select([awake], [], [], _LOOK)[0]:
-                awake.recv(4096)
-            for pid, status in reap():
-                if pid in self.running:
-                    self._end(self.running.pop(pid), status)
+        try:
+            self._work()
+        except OSError:
+            if self._is_here():
+                raise
+        finally:
+            self._stop_jobs()
+        if not self.table.over:
+            say(f"{_GONE}: the runner ends")
+            return
         self._obey()
         self.events.append({"finished": True, "time": now()}, sync=True)
 
+    def _work(self) -> None:
+        self._recover()
+        while not self.table.over and self._is_here():
+            self._obey()
+            self._start_jobs()
+            self._wait()
+
+    def _is_here(self) -> bool:
+        """Whether the path of the folder still leads to it; where nobody can tell, it does."""
+        try:
+            return os.path.samestat(self.folder.path.stat(), os.fstat(self.opened))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
+    def _wait(self) -> None:
+        """For the end of a job, or for a moment."""
+        if select.select([self.awake], [], [], _LOOK)[0]:
+            self.awake.recv(4096)
+        for pid, status in reap():
+            if pid in self.running:
+                self._end(self.running.pop(pid), status)
+
+    def _stop_jobs(self) -> None:
+        """End what runs, of a runner that cannot go on; the next one starts these jobs anew."""
+        why = "its runner ended early" if self._is_here() else _GONE
+        for run in self.running.values():
+            self.stopping.setdefault(run.item.index, (Seen.EVICTED, why))
+            os.kill(run.keeper, signal.SIGTERM)
+        while self.running:
+            self._wait()
+
     def _recover(self) -> None:
         """Take in what earlier runners did, and end what they left running."""
-        earlier = False
+        earlier = list[Event]()
         for event in read_all(self.folder.events):
-            earlier = earlier or "runner" in event
+            if "runner" in event:
+                earlier.append(event)
             self.table.apply(event)
-        self.events.append({"runner": os.getpid(), "host": self.host, "time": now()})
+        here = str(self.folder.path)
+        self.events.append({"runner": os.getpid(), "host": self.host, "folder": here, "time": now()})
         if not earlier:
             return
         sweep(self.batch.batch_id, self.options.grace)
-        for left in self.options.scratch.glob(f"{folder_prefix(self.batch)}.*"):
-            remove_tree(left)
+        for place in {event.get("folder", here) for event in earlier}:
+            if place == here or not Path(place).exists():  # else this folder is a copy, and the other one has a runner
+                remove_left(folder_prefix(self.batch.batch_id, place), self.options.scratch)
         while (index := self.table.find(RUNNING)) is not None:
             self._note(index, Seen.EVICTED, reason="its runner ended (killed, or the machine was started again)")
 
@@ -143,20 +185,26 @@ class Runner:
             slots = self.slots.take(self.cpus)
             if slots is None:
                 return
-            item, start = self.items[index], self.table.starts.get(index, 0) + 1
+            start = self.table.starts.get(index, 0) + 1
             try:
+                item = self.items[index]
                 folder = prepare(self.batch, item, start, self.options.scratch)
                 self._note(index, Seen.STARTED, start=start)
                 keeper = launch(self.batch, item, start, folder, self.options.grace)
             except OSError as error:
                 self._hold_for(index, "13", "its scratch folder or process could not be made", error)
-                remove_tree(self.options.scratch / folder_name(self.batch, index, start))
+                remove_job(self.options.scratch / folder_name(self.batch, index, start))
                 Slots.give(slots)
+                if not self._is_here():
+                    return
             else:
                 self.running[keeper] = Execution(item, start, keeper, slots, folder)
 
     def _hold_for(self, index: int, code: str, what: str, error: OSError) -> None:
-        self._note(index, Seen.HELD, reason=f"{what}: {error}", code=f"{code}/{error.errno or 0}")
+        if self._is_here():
+            self._note(index, Seen.HELD, reason=f"{what}: {error}", code=f"{code}/{error.errno or 0}")
+        else:
+            self._note(index, Seen.EVICTED, reason=_GONE)
 
     def _end(self, run: Execution, status: int) -> None:
         """A keeper has ended; `status` is the worker's exit code, or -n for signal n."""
@@ -164,13 +212,15 @@ class Runner:
             kill_strays(frozenset(self.running))
         index, asked = run.item.index, self.stopping.pop(run.item.index, None)
         if asked is not None and status != 0:
-            self._note(index, asked, reason=self.command.reason if self.command else "", code="1/0")
+            self._note(index, asked[0], reason=asked[1], code="1/0")
+        elif not self._is_here():
+            self._note(index, Seen.EVICTED, reason=_GONE)
         elif status in INFRASTRUCTURE and self.table.failures.get(index, 0) < self.options.retries:
             again = f"{self.table.failures.get(index, 0) + 1} of {self.options.retries}"
             self._note(index, Seen.EVICTED, reason=f"exit code {status}: started again ({again})", failed=True)
         else:
             self._bring_back(run, status)
-        remove_tree(run.folder)
+        remove_job(run.folder)
         Slots.give(run.slots)
 
     def _bring_back(self, run: Execution, status: int) -> None:
@@ -204,7 +254,7 @@ class Runner:
         elif command.verb == "remove" and state in (WAITING, HELD):
             self._note(index, Seen.REMOVED, reason=command.reason, code="1/0")
         elif command.verb != "release" and state == RUNNING:
-            self.stopping[index] = Seen.HELD if command.verb == "hold" else Seen.REMOVED
+            self.stopping[index] = (Seen.HELD if command.verb == "hold" else Seen.REMOVED, command.reason)
             for run in self.running.values():
                 if run.item.index == index:
                     os.kill(run.keeper, signal.SIGTERM)

@@ -21,7 +21,7 @@ from fermigrid.runfolder import RunFolder
 from fermigrid.standing import Standing, standing_of
 from fermigrid.states import State
 from fermigrid.submit import Hand
-from fermigrid.watch import Following, look, watch_once
+from fermigrid.watch import Following, Turn, look, watch_once
 
 POLL_S = 2.0  # between two looks while following; a look costs one read of each event log
 
@@ -62,14 +62,17 @@ def refresh(f: Following) -> tuple[str, ...]:
 
 
 def follow(f: Following) -> Standing:
-    """Look again and again until nothing is left to wait for; the caller holds the writer's lock."""
+    """Look again and again until nothing is left to wait for.
+
+    The writer's lock is held only while looking, so that another terminal can remove, hold and release meanwhile.
+    """
     with _bar(f) as show:
         told: set[str] = set()
         held = 0
         while True:
             if not f.folder.ledger.is_file():
                 raise RunFolderError(f"the run folder {f.folder.path} has gone while it was followed")
-            turn = watch_once(f)
+            turn = _turn(f)
             for problem in turn.problems:
                 if problem not in told:
                     f.hand.tell(problem)
@@ -85,6 +88,14 @@ def follow(f: Following) -> Standing:
                 return standing
             if not turn.events:
                 time.sleep(float(os.environ.get("FERMIGRID_POLL_S", POLL_S)))
+
+
+def _turn(f: Following) -> Turn:
+    try:
+        with writing(f.folder.ledger):
+            return watch_once(f)
+    except LedgerBusy as error:  # the other one looks for us too
+        return Turn(0, 0, 0, False, (str(error),))
 
 
 @contextmanager

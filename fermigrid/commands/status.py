@@ -14,14 +14,15 @@ from fermigrid.commands.options import json_option
 @click.argument("campaign", required=False)
 @click.option("--check", is_flag=True, help="Exit with 1 when a job failed, was removed or got lost.")
 @click.option("--failed", is_flag=True, help="List the jobs that failed, with the reason.")
+@click.option("--history", is_flag=True, help="What was done with the campaign, when and by whom.")
 @json_option
-def command(campaign: str | None, check: bool, failed: bool, as_json: bool) -> int:
+def command(campaign: str | None, check: bool, failed: bool, history: bool, as_json: bool) -> int:
     """Where CAMPAIGN (its name or run folder) stands; without one, all of mine."""
     from fermigrid.commands.tables import print_json, print_table
     from fermigrid.registry import my_campaigns, registry_path
 
     if campaign is not None:
-        return _one(campaign, check, failed, as_json)
+        return _history(campaign, as_json) if history else _one(campaign, check, failed, as_json)
     rows = [_summary(name, folder) for name, folder in my_campaigns(registry_path(os.environ))]
     if as_json:
         print_json(rows)
@@ -31,18 +32,33 @@ def command(campaign: str | None, check: bool, failed: bool, as_json: bool) -> i
 
 
 def _summary(name: str, folder: Any) -> dict[str, Any]:
-    from contextlib import closing
-
+    from fermigrid.commands.following import following, make_hand, refresh
     from fermigrid.errors import FermigridError
-    from fermigrid.ledger import open_ledger
     from fermigrid.standing import standing_of
 
     try:
-        with closing(open_ledger(folder.ledger)) as ledger:
-            standing = standing_of(ledger)
+        with following(folder, make_hand()) as f:
+            refresh(f)
+            standing = standing_of(f.ledger)
     except FermigridError as error:  # one that cannot be read must not hide the others
         return {"campaign": name, "jobs": "", "state": f"cannot be read: {error}", "folder": str(folder.path)}
     return {"campaign": name, "jobs": standing.jobs, "state": standing.words, "folder": str(folder.path)}
+
+
+def _history(campaign: str, as_json: bool) -> int:
+    from contextlib import closing
+
+    from fermigrid.commands.following import locate
+    from fermigrid.commands.tables import print_json, print_table
+    from fermigrid.ledger import open_ledger
+
+    with closing(open_ledger(locate(campaign).ledger)) as ledger:
+        rows = ledger.journal()
+    if as_json:
+        print_json([{"time": time, "who": who, "what": what} for time, who, what in rows])
+    else:
+        print_table(["time", "who", "what"], rows)
+    return 0
 
 
 def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:

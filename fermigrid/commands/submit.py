@@ -93,22 +93,19 @@ def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tupl
         refuse_second(name, folder, registry_path(os.environ))
     hand = make_hand()
     prepare(folder)
-    with (
-        writing(folder.ledger),
-        closing(begin(assembled, folder, site, [str(path) for path in search], hand)) as ledger,
-    ):
+    with writing(folder.ledger):
+        ledger = begin(assembled, folder, site, [str(path) for path in search], hand)
+    with closing(ledger):
+        f = Following(ledger, folder, assembled, site, hand)
         try:
             register(folder, name, registry_path(os.environ))
         except OSError as error:
             hand.tell(f"{name} will be known by its run folder only, not by its name: {error}")
-        f = Following(ledger, folder, assembled, site, hand)
-        doubts = settle(ledger, folder, hand)
-        sent = advance(f)
-        if not sent and not doubts:
-            before = ledger.batches()
-            hand.tell(
-                f"{name} was submitted before; nothing new to send" if before else f"{name} has no jobs: nothing to do"
-            )
+        with writing(folder.ledger):
+            sent = settle(ledger, folder, hand) + advance(f)
+        if not sent:
+            why = "was submitted before; nothing new to send" if ledger.batches() else "has no jobs: nothing to do"
+            hand.tell(f"{name} {why}")
         standing = follow(f) if wait else standing_of(ledger)
     click.echo(f"{name}: {standing.headline}")
     click.echo(f"run folder: {folder.path}", err=True)

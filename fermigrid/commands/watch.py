@@ -21,9 +21,11 @@ def command(campaign: str, once: bool) -> int:
     from fermigrid.watch import watch_once
 
     folder = locate(campaign)
-    with following(folder, make_hand()) as f, writing(folder.ledger):
+    with following(folder, make_hand()) as f:
         if once:
-            for problem in watch_once(f).problems:
+            with writing(folder.ledger):
+                turn = watch_once(f)
+            for problem in turn.problems:
                 click.echo(problem, err=True)
             standing = standing_of(f.ledger)
         else:

@@ -906,11 +906,12 @@ _find_software() {  # TO FROM; runs in a child that may hang
 
 # ==== secrets
 _stage_secrets() {  # copies for this job alone, in memory where there is such a place; a guard removes them if the worker is killed
-    local i base uuid
+    local i base uuid bases=(/dev/shm "${XDG_RUNTIME_DIR:-}" "$scratch")
     [ ${#secret[@]} -gt 0 ] || return 0
     _phase secrets
     read -r uuid < /proc/sys/kernel/random/uuid
-    for base in /dev/shm "${XDG_RUNTIME_DIR:-}" "$scratch"; do
+    if _is_private "${FERMIGRID_SECRETS:-}"; then bases=("$FERMIGRID_SECRETS" "$scratch"); fi  # who set it removes it
+    for base in "${bases[@]}"; do
         if [ -z "$base" ] || [ ! -w "$base" ] || ! mkdir -m 700 -- "$base/fermigrid.$uuid" 2> /dev/null; then continue; fi
         secret_dir=$base/fermigrid.$uuid
         break
@@ -920,6 +921,10 @@ _stage_secrets() {  # copies for this job alone, in memory where there is such a
     _guard_secrets
     for i in "${!secret[@]}"; do _copy_secret "${secret[i]}" "${secret_from[i]}"; done
     for i in "${!secret_point[@]}"; do _check_proxy "$i"; done
+}
+
+_is_private() {  # FOLDER: a folder of this user alone
+    [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ] && [ "$(stat -c %a -- "$1" 2> /dev/null || :)" = 700 ]
 }
 
 _check_proxy() {  # INDEX of a secret.point: an X.509 proxy that has ended, where openssl can tell

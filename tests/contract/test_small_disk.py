@@ -1,4 +1,4 @@
-"""A disk that is full while a campaign is begun: after making room the same command goes on, whatever was half-written."""
+"""A disk that is full while a campaign is begun: after making room the same command goes on."""
 
 from __future__ import annotations
 

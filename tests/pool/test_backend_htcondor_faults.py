@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +24,7 @@ from fermigrid.errors import BackendUnavailable, SubmissionDoubt, SubmissionRefu
 from fermigrid.states import Seen
 from tests.pool.batches import states, wait_for, wait_until_seen, write_batch
 from tests.pool.conftest import Pool, call_pool, pool_folder, shared_pool
+from tests.pool.product import CHECKOUT
 
 pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("schedd")]
 LIMIT = 2.0  # s that a call may take here
@@ -210,9 +214,7 @@ def kill_and_insist(own_pool: Pool, batch: RenderedBatch, delay: float) -> None:
     killer.join()
     wait_for(lambda: schedd_of(own_pool) not in (0, pid), "another schedd")
     wait_for(lambda: answers(batch), "the schedd is back")
-    constraint = f'FermigridBatch == "{batch.batch_id}"'
-    told = own_pool.run("fermi", "condor_q", "-constraint", constraint, "-af", "ClusterId")
-    assert set(told.stdout.split()) == {str(handle.cluster)}, told.stderr
+    assert clusters_of(own_pool, batch) == [str(handle.cluster)]
     assert backend.find(batch) == handle
     backend.remove([handle])
 
@@ -243,6 +245,96 @@ def test_an_answer_that_never_comes_is_doubt_and_then_found(
     assert found is not None
     assert states(found, 4) == [Seen.SUBMITTED]
     backend.remove([found])
+
+
+def clusters_of(own_pool: Pool, batch: RenderedBatch) -> list[str]:
+    """The clusters in the queue that carry the batch."""
+    told = own_pool.run("fermi", "condor_q", "-constraint", f'FermigridBatch == "{batch.batch_id}"', "-af", "ClusterId")
+    assert told.returncode == 0, told.stderr
+    return sorted(set(told.stdout.split()))
+
+
+def submit_elsewhere(batch: RenderedBatch) -> subprocess.Popen[bytes]:
+    """`backend.submit` in a process that the test may kill."""
+    program = (
+        "from pathlib import PosixPath\n"
+        "from fermigrid.backends import RenderedBatch, htcondor\n"
+        f"htcondor.submit({batch!r})\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
+    except OSError:
+        return True
+
+
+def test_nothing_is_submitted_after_fermigrid_was_killed(
+    own_pool: Pool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call's process stands just before the batch leaves, fermigrid is killed, then nothing keeps it back."""
+    batch = write_batch(folder, jobs=5, requirements="false")
+    here, go = folder / "here", folder / "go"
+    hook = folder / "sitecustomize.py"
+    hook.write_text(
+        "import os, pathlib, time\n"
+        "try:\n    import htcondor2\nexcept ImportError:\n    pass\n"
+        "else:\n"
+        "    submit = htcondor2.Schedd.submit\n"
+        "    def late(*args, **more):\n"
+        f"        pathlib.Path({str(here)!r}).write_text(f'{{os.getpid()}}\\n')\n"
+        f"        while not os.path.exists({str(go)!r}):\n"
+        "            time.sleep(0.01)\n"
+        "        return submit(*args, **more)\n"
+        "    htcondor2.Schedd.submit = late\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        fermigrid = submit_elsewhere(batch)
+        child = int(wait_for(lambda: here.exists() and here.read_text().endswith("\n") and here.read_text(), "sending"))
+    fermigrid.kill()
+    fermigrid.wait(10)
+    go.touch()
+    wait_for(lambda: is_gone(child), "the call's process has ended", 20)
+    assert backend.find(batch) is None
+    handle = backend.submit(batch)  # as the next fermigrid does
+    assert clusters_of(own_pool, batch) == [str(handle.cluster)]
+    backend.remove([handle])
+
+
+def test_a_call_that_nobody_ends_is_ended_by_the_kernel(own_pool: Pool, folder: Path) -> None:
+    """Its asker is stopped, say: it lives, and looks at no clock. The process waits in C for a schedd that hangs."""
+    request = {
+        "verb": "find",
+        "schedd": None,
+        "pool": None,
+        "batch": "0",
+        "since": 0,
+        "parent": os.getpid(),
+        "limit": 1,
+    }
+    with stopped(schedd_of(own_pool)):
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "fermigrid.backends.htcondor_process"],
+            input=json.dumps(request).encode(), cwd=CHECKOUT, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == -signal.SIGALRM
+    assert 5 < time.monotonic() - began < 9
+
+
+def test_a_call_may_come_from_any_thread(own_pool: Pool, folder: Path) -> None:
+    """The process is bound to the thread that started it, and that one waits for it."""
+    batch = write_batch(folder, requirements="false")
+    handles: list[Handle] = []
+    thread = threading.Thread(target=lambda: handles.append(backend.submit(batch)))
+    thread.start()
+    thread.join(60)
+    assert clusters_of(own_pool, batch) == [str(handles[0].cluster)]
+    backend.remove(handles)
 
 
 @pytest.mark.parametrize(

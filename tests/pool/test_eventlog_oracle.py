@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fermigrid.eventlog import EventCode, LogEvent, find_batch, read_events
+from fermigrid.eventlog import EventCode, LogEvent, find_clusters, read_events
 
 CAPTURED = sorted((Path(__file__).parents[1] / "unit/data").glob("*.eventlog"))
 LIMIT_S = 120
@@ -154,8 +154,8 @@ def test_a_live_log_reads_as_joberventlog_reads_it(job_folder: Path) -> None:
     assert reasons["Code 5 Subcode 6: out for lunch, back at 13:30 (by user fermi)"] == (1, 17)
     (factory,) = only(events, EventCode.CLUSTER_SUBMIT)  # JobEventLog does not give its notes
     assert factory.notes == f"fermigrid batch={BATCH['factory']}"
-    assert find_batch(log, BATCH["factory"]) == factory.cluster
-    assert find_batch(log, "f" * 32) is None
+    assert list(find_clusters(log, BATCH["factory"])) == [factory.cluster]
+    assert list(find_clusters(log, "f" * 32)) == []
 
 
 @pytest.mark.parametrize("log", CAPTURED, ids=lambda log: log.stem)

@@ -222,7 +222,7 @@ def test_two_attempts_come_back_and_one_is_accepted(f: Following) -> None:
     batch, items = stand_in.memory.landed[0], Items(f.folder)
     stand_in.end_job(batch, 0, attempt="g0.s1.aaaaaaaa", content=b"first")
     watch_once(f)
-    record = f.ledger.jobs_named("go.0000")[0]
+    record = f.ledger.job(f.ledger.batches()[0].id, 0)
     stand_in.end_job(batch, 0, attempt="g0.s2.bbbbbbbb", content=b"second")
     second, report = judge(replace(record, state=State.ENDED), items.log(f.ledger.batches()[0], 0))
     f.ledger.take_in([(second, report)])

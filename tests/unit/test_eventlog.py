@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fermigrid import eventlog
 from fermigrid.errors import RunFolderError
-from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_batch, read_events
+from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_clusters, read_events
 
 DATA = Path(__file__).parent / "data"
 CAPTURED = sorted(DATA.glob("*.eventlog"))
@@ -110,14 +110,14 @@ def test_a_limit_bounds_what_comes_at_once(limit: int) -> None:
 def test_a_log_that_is_not_there_has_no_events(log: Path) -> None:
     assert read_events(log, 0, NOW) == ([], 0)
     assert read_events(log, 17, NOW) == ([], 17)
-    assert find_batch(log, "0" * 32) is None
+    assert list(find_clusters(log, "0" * 32)) == []
 
 
 def test_a_log_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=str(tmp_path)):
         read_events(tmp_path, 0, NOW)
     with pytest.raises(RunFolderError, match=str(tmp_path)):
-        find_batch(tmp_path, "0" * 32)
+        list(find_clusters(tmp_path, "0" * 32))
 
 
 def test_a_replaced_log_is_read_from_its_beginning(log: Path) -> None:
@@ -331,7 +331,7 @@ def test_memory_is_bounded_by_the_limit_not_by_the_file(log: Path) -> None:
     assert peak < 12 << 20
 
 
-def test_find_batch(log: Path) -> None:
+def test_find_clusters(log: Path) -> None:
     wanted, other = f"{1:032x}", f"{2:032x}"
     record = (
         "{code:03d} ({cluster:03d}.{proc}.000) 2026-11-22 13:00:00 submitted from host: <10.0.0.1:9618>\n"
@@ -344,24 +344,26 @@ def test_find_batch(log: Path) -> None:
         + record.format(code=0, cluster=5, proc="000", notes=f"fermigrid batch={wanted}0")
         + record.format(code=35, cluster=6, proc="-01", notes=f"fermigrid batch={wanted}")
         + record.format(code=0, cluster=6, proc="000", notes=f"fermigrid batch={wanted}")
+        + record.format(code=0, cluster=8, proc="000", notes=f"fermigrid batch={wanted}")
+        + record.format(code=0, cluster=8, proc="001", notes=f"fermigrid batch={wanted}")
     )
     log.write_text(text)
-    assert find_batch(log, wanted) == 6
-    assert find_batch(log, other) == 4
-    assert find_batch(log, f"{3:032x}") is None
+    assert list(find_clusters(log, wanted)) == [6, 8]
+    assert list(find_clusters(log, other)) == [4]
+    assert list(find_clusters(log, f"{3:032x}")) == []
 
 
-def test_find_batch_believes_an_event_that_is_still_being_written(log: Path) -> None:
+def test_find_clusters_believes_an_event_that_is_still_being_written(log: Path) -> None:
     log.write_bytes(
         STARTED
         + f"000 (009.000.000) 11/22 13:00:00 Job submitted from host: <x>\n    fermigrid batch={7:032x}\n".encode()
     )
-    assert find_batch(log, f"{7:032x}") == 9
+    assert list(find_clusters(log, f"{7:032x}")) == [9]
 
 
 @pytest.mark.parametrize("captured", CAPTURED, ids=lambda path: path.stem)
-def test_find_batch_in_captured_logs(captured: Path) -> None:
+def test_find_clusters_in_captured_logs(captured: Path) -> None:
     found = re.findall(r"^0(?:00|35) \((\d+)\..*\n    fermigrid batch=(\w+)", captured.read_text(), re.MULTILINE)
     assert len(found) > 1
     first = {batch: int(cluster) for cluster, batch in reversed(found)}
-    assert {batch: find_batch(captured, batch) for batch in first} == first
+    assert {batch: next(find_clusters(captured, batch)) for batch in first} == first

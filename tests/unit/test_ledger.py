@@ -122,7 +122,6 @@ def test_jobs_and_how_far_was_read_come_together(ledger: Ledger) -> None:
     assert ledger.job(batch().id, 1) is None
     assert ledger.counts() == {batch().id: {State.ENDED: 1, State.HELD: 1}}
     assert [found.index for found in ledger.jobs_not_done(batch().id)] == [0, 2]
-    assert ledger.jobs_named("go.r2") == ledger.jobs_in(State.ENDED)
 
 
 def test_what_fails_in_the_middle_did_not_happen(ledger: Ledger) -> None:
