@@ -10,24 +10,24 @@
 # is a fork. `_finish CODE WORDS` is the only way out; the EXIT trap cleans and reports. Data of a person is never evaluated.
 # shellcheck disable=SC2016  # the launcher's text has dollars of its own
 set -Eeuo pipefail
-export LC_ALL=C                             # bytes are bytes, and tools speak the language that is matched below
+export LC_ALL=C  # bytes are bytes, and tools speak the language that is matched below
 unset LD_LIBRARY_PATH LD_PRELOAD BASH_ENV ENV CDPATH
 host_path=${PATH:-/usr/local/bin:/usr/bin:/bin}
 export PATH=$host_path:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
-shopt -u patsub_replacement 2> /dev/null || :   # bash 5.2: & in a replacement is a plain character
+shopt -u patsub_replacement 2> /dev/null || :  # bash 5.2: & in a replacement is a plain character
 
 readonly BAD_JOB=80 NO_RUNTIME=81 NO_IMAGE=82 IMAGE_DAMAGED=83 NO_BIND=84 NO_SECRET=85 STAGE_IN=86 NO_OUTPUT=87 \
     STAGE_OUT=88 SCRATCH_FULL=89 EXPIRED=90 CVMFS_BROKEN=91 INTERNAL=99
 readonly TAME='^[A-Za-z0-9][A-Za-z0-9._-]*$' VARIABLE='^[A-Za-z_][A-Za-z0-9_]*$' HEX64='^[0-9a-f]{64}$'
 readonly KEY='^[a-z][a-z0-9_.]*$' NUMBER='^[0-9]{1,18}$'
 readonly MARKER_FILE=/etc/fermigrid-image
-readonly FREE_KB=1024                       # less free space than this is "full"
+readonly FREE_KB=1024  # less free space than this is "full"
 readonly SUMMARY_KEYS=64 SUMMARY_BYTES=256 MESSAGE_BYTES=2000
 
 # ==== what is known
-job='' shard_file='' row_number='' batch=''          # the arguments
-side=run                                             # run; inside: started again in the container by order wrapper-inside
-declare -A set_of=()                                 # job.env: the keys that come once
+job='' shard_file='' row_number='' batch=''  # the arguments
+side=run  # run; inside: started again in the container by order wrapper-inside
+declare -A set_of=()  # job.env: the keys that come once
 image_urls=() runtimes=() env_list=()
 bind_from=() bind_to=() bind_mode=() bind_required=() bind_result=()
 software=() software_from=() software_to=() software_path=() software_env=() software_env_of=()
@@ -36,7 +36,7 @@ row_job='' row_run='' row_piece='' args=() row_env=()
 in_name=() in_bytes=() in_adler=() in_sha=() in_source=() in_source_of=()
 out_name=() out_to=()
 
-scratch='' work='' control='' view='' secret_view=''   # folders; `view`: work as the payload sees it
+scratch='' work='' control='' view='' secret_view=''  # folders; `view`: work as the payload sees it
 attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
 declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stage_out]=0)
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null version_fd=''
@@ -45,7 +45,7 @@ secret_dir='' guard_fd=''
 inner_runs='' started_payload=false payload_exit=null payload_signal=null signals=() pending=()
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' parts=()
-json='' members='' json_tried='' json_inputs='' json_outputs='' json_image='' json_binds='' json_report=''
+json='' object='' json_tried='' json_inputs='' json_outputs='' json_image='' json_binds='' json_report=''
 summary_keys=() summary_values=()
 answer=()
 
@@ -118,7 +118,7 @@ _scratch_is_full() {
 }
 
 _on_error() {  # STATUS FUNCTION LINE COMMAND
-    [ "$BASHPID" = "$$" ] || exit "$1"      # a subshell: its parent decides
+    [ "$BASHPID" = "$$" ] || exit "$1"  # a subshell: its parent decides
     trap - ERR
     if [ "$phase" != finish ] && _scratch_is_full; then
         _finish "$SCRATCH_FULL" "scratch is full ($scratch): $2, line $3"
@@ -133,9 +133,9 @@ _on_signal() {  # NAME NUMBER
         return 0
     elif [ "$phase" = payload ]; then
         pending+=("$1")
-        printf 'signal\n' >&"$pipe_fd"      # wakes _await
+        printf 'signal\n' >&"$pipe_fd"  # wakes _await
     elif [[ $1 == USR[12] || $1 == XCPU ]]; then
-        return 0                            # a warning to a payload that does not run
+        return 0  # a warning to a payload that does not run
     elif [ -n "$critical" ]; then
         deferred=$2
     else
@@ -155,7 +155,7 @@ _forward() {  # pending signals to the payload, once it runs; those that end a j
         _signal_payload "$name"
         if [ "$kill_at" != 0 ] || [[ $name == USR[12] || $name == XCPU ]]; then continue; fi
         _get grace grace 10
-        [ -z "$inner_runs" ] || grace=$((grace + 2))          # the inner worker is done before the outer loses patience
+        [ -z "$inner_runs" ] || grace=$((grace + 2))  # the inner worker is done before the outer loses patience
         _now
         kill_at=$((now_ms + grace * 1000))
     done
@@ -231,7 +231,7 @@ _ask() {  # SECONDS COMMAND... (0: no limit)
     read -r -u "$fd" asked
     while [ "$line" != ended ]; do
         status=0
-        IFS= read -r -t 1 -u "$fd" line || status=$?        # by the second: old bash runs no trap in a longer one
+        IFS= read -r -t 1 -u "$fd" line || status=$?  # by the second: old bash runs no trap in a longer one
         if [ "$status" = 0 ]; then
             [ "$line" = ended ] || answer+=("$line")
         elif [ "$status" -le 128 ] || { waited=$((waited + 1)) && [ "$waited" = "$limit" ]; }; then
@@ -253,7 +253,7 @@ _sha256() {  # FILE... -> answer: their digests in order, empty for one that can
         answer=("${lines[@]}")
     fi
     for i in "${!answer[@]}"; do
-        answer[i]=${answer[i]#\\}           # a backslash before the digest: the name was escaped
+        answer[i]=${answer[i]#\\}  # a backslash before the digest: the name was escaped
         answer[i]=${answer[i]%% *}
     done
 }
@@ -295,21 +295,21 @@ _take_setting() {  # KEY VALUE of job.env
         image.path | container.workdir | node_cache | output.root) _bindable "$2" ;;
         code) _local_name "$2" code ;;
         rehearsal | image.marker | image.registry | http_proxy) ;;
-        image.url) image_urls+=("$2"); return 0 ;;
-        runtime) runtimes+=("$2"); return 0 ;;
-        bind) _bindable "$2"; bind_from+=("$2") bind_to+=("$2") bind_mode+=(ro) bind_required+=(yes); return 0 ;;
-        bind.to) _last ${#bind_from[@]} "$1"; _bindable "$2"; bind_to[last]=$2; return 0 ;;
-        bind.mode) _last ${#bind_from[@]} "$1"; _need '^r[ow]$' "$2" "$1"; bind_mode[last]=$2; return 0 ;;
-        bind.required) _last ${#bind_from[@]} "$1"; _need '^(yes|no)$' "$2" "$1"; bind_required[last]=$2; return 0 ;;
-        software) software+=("$2") software_from+=('') software_to+=('') software_path+=(''); return 0 ;;
-        software.from) _last ${#software[@]} "$1"; _bindable "$2"; software_from[last]=$2; return 0 ;;
-        software.to) _last ${#software[@]} "$1"; _bindable "$2"; software_to[last]=$2; return 0 ;;
-        software.env) _last ${#software[@]} "$1"; _assignment "$2"; software_env+=("$2") software_env_of+=("$last"); return 0 ;;
-        env) _assignment "$2"; env_list+=("$2"); return 0 ;;
-        secret) _need "$TAME" "$2" "$1"; secret+=("$2") secret_from+=(''); return 0 ;;
-        secret.from) _last ${#secret[@]} "$1"; secret_from[last]=$2; return 0 ;;
-        secret.point) _last ${#secret[@]} "$1"; _assignment "$2"; secret_point+=("$2") secret_point_of+=("$last"); return 0 ;;
-        secret.set) _last ${#secret[@]} "$1"; _assignment "$2"; secret_set+=("$2"); return 0 ;;
+        image.url) image_urls+=("$2") ;;
+        runtime) runtimes+=("$2") ;;
+        bind) _bindable "$2"; bind_from+=("$2") bind_to+=("$2") bind_mode+=(ro) bind_required+=(yes) ;;
+        bind.to) _last ${#bind_from[@]} "$1"; _bindable "$2"; bind_to[last]=$2 ;;
+        bind.mode) _last ${#bind_from[@]} "$1"; _need '^r[ow]$' "$2" "$1"; bind_mode[last]=$2 ;;
+        bind.required) _last ${#bind_from[@]} "$1"; _need '^(yes|no)$' "$2" "$1"; bind_required[last]=$2 ;;
+        software) software+=("$2") software_from+=('') software_to+=('') software_path+=('') ;;
+        software.from) _last ${#software[@]} "$1"; _bindable "$2"; software_from[last]=$2 ;;
+        software.to) _last ${#software[@]} "$1"; _bindable "$2"; software_to[last]=$2 ;;
+        software.env) _last ${#software[@]} "$1"; _assignment "$2"; software_env+=("$2") software_env_of+=("$last") ;;
+        env) _assignment "$2"; env_list+=("$2") ;;
+        secret) _need "$TAME" "$2" "$1"; secret+=("$2") secret_from+=('') ;;
+        secret.from) _last ${#secret[@]} "$1"; secret_from[last]=$2 ;;
+        secret.point) _last ${#secret[@]} "$1"; _assignment "$2"; secret_point+=("$2") secret_point_of+=("$last") ;;
+        secret.set) _last ${#secret[@]} "$1"; _assignment "$2"; secret_set+=("$2") ;;
         *) _bad "unknown key '$1' in job.env" ;;
     esac
     set_of[$1]=$2
@@ -493,11 +493,8 @@ _tried() {  # RUNG SOURCE RESULT [damaged]; the result of one try, since rung_be
     result=$3
     _now
     _seconds $((now_ms - rung_began))
-    _text rung "$1"
-    _text source "$2"
-    _text result "$3"
-    _raw seconds "$seconds"
-    json_tried+="${json_tried:+, }{$members}" members=''
+    _object rung "$1" source "$2" result "$3" @seconds "$seconds"
+    json_tried+=${json_tried:+, }$object
     if [ "${4:-}" = damaged ]; then damaged=$((damaged + 1)); elif [ "$3" != ok ] && [ "$3" != absent ]; then others=$((others + 1)); fi
     [ "$3" = ok ] || _log "image: $1: $2: $3"
     rung_began=$now_ms
@@ -520,7 +517,7 @@ _rung_path() {
         return 1
     fi
     case ${answer[0]} in
-        ok) _served path "$path" "$path"; return 0 ;;
+        ok) _served path "$path" "$path" ;;
         absent) _tried path "$path" absent ;;
         cvmfs) broken="${answer[1]:-}"; _tried path "$path" "broken: ${answer[1]:-}" ;;
         damaged) _tried path "$path" "damaged: ${answer[1]:-}" damaged ;;
@@ -605,7 +602,7 @@ _rung_cache() {
         fi
         _write_stamp "$file"
     fi
-    touch -- "$file.stamp" 2> /dev/null || :                   # the stamp's own time: when the image was last used
+    touch -- "$file.stamp" 2> /dev/null || :  # the stamp's own time: when the image was last used
     image_bytes=${now%% *}
     _served cache "$file" "$file"
 }
@@ -614,7 +611,7 @@ _hold() {  # FILE: a shared lock as long as this worker lives, so that nobody ma
     [ -z "$cache_fd" ] || exec {cache_fd}<&-
     { exec {cache_fd}< "$1"; } 2> /dev/null || { cache_fd=''; return 1; }
     ! command -v flock > /dev/null || flock -s -n "$cache_fd" || return 1
-    [ "$1" -ef "/dev/fd/$cache_fd" ]        # still there under its name
+    [ "$1" -ef "/dev/fd/$cache_fd" ]  # still there under its name
 }
 
 _write_stamp() { stat -L -c '%s %Y' -- "$1" > "$1.new.$$" && mv -f -- "$1.new.$$" "$1.stamp"; }  # FILE
@@ -690,7 +687,7 @@ _rung_http() {
         if ! _lock_cache "$limit"; then
             _log "node cache: no lock within $limit s; the image is fetched for this job alone"
         elif [ -e "$cache_dir/$sha.sif" ] && _rung_cache; then
-            _unlock_cache                   # another job has fetched it meanwhile
+            _unlock_cache  # another job has fetched it meanwhile
             return 0
         elif _make_room "${set_of[image.size]:-0}"; then
             folder=$cache_dir
@@ -749,7 +746,7 @@ _fetch() {  # URL PART DEADLINE_MS
         _read_head "$part.head"
         [ "$status" != 0 ] || return 0
         case $status:$code in
-            33:* | *:416) rm -f -- "$part" "$part.head" ;;     # it cannot be resumed: from the start
+            33:* | *:416) rm -f -- "$part" "$part.head" ;;  # it cannot be resumed: from the start
             23:*) fetch_result="cannot be written"; return 1 ;;
             137:*) fetch_result=timeout; return 1 ;;
             *:429 | *:5??) fetch_result=$code; [ -z "$retry_after" ] || wait=$retry_after ;;
@@ -843,42 +840,29 @@ _wake_all() {  # PATH... -> woken: there, missing or hanging, for each
 }
 
 _wake_binds() {  # the sources on the host, before the container starts
-    local i words
+    local i
     for i in "${!software[@]}"; do
         bind_from+=("${software_from[i]}") bind_to+=("${software_to[i]}") bind_mode+=(ro) bind_required+=(yes)
         software_path[i]=${software_to[i]}
     done
-    [ ${#bind_from[@]} -gt 0 ] || return 0
-    local woken=()
-    _wake_all "${bind_from[@]}"
-    for i in "${!bind_from[@]}"; do
-        words="bind ${bind_from[i]}:${bind_to[i]}: ${bind_from[i]} is ${woken[i]} on $HOSTNAME"
-        if [ "${woken[i]}" = there ]; then
-            bind_result[i]=kept
-        elif [ "${bind_required[i]}" = no ]; then
-            bind_result[i]=dropped
-            _log "$words; it is optional: dropped"
-        else
-            bind_result[i]=fatal
-            _finish "$NO_BIND" "$words, and it is required"
-        fi
-    done
+    [ ${#bind_from[@]} = 0 ] || _check_binds kept "${bind_from[@]}"
 }
 
 _check_targets() {  # inside the image, or in a rehearsal: what should be bound must be there
-    local i woken=()
-    [ ${#bind_to[@]} -gt 0 ] || return 0
-    _wake_all "${bind_to[@]}"
-    for i in "${!bind_to[@]}"; do
-        if [ "${woken[i]}" = there ]; then
-            bind_result[i]=used
-        elif [ "${bind_required[i]}" = no ]; then
-            bind_result[i]=dropped
-            _log "bind ${bind_from[i]}:${bind_to[i]}: ${bind_to[i]} is ${woken[i]} in the container; it is optional"
-        else
-            bind_result[i]=fatal
-            _finish "$NO_BIND" "bind ${bind_from[i]}:${bind_to[i]}: ${bind_to[i]} is ${woken[i]} in the container, and it is required"
-        fi
+    [ ${#bind_to[@]} = 0 ] || _check_binds used "${bind_to[@]}"
+}
+
+_check_binds() {  # RESULT PATH...: for each bind the path that must be there, and what to call it if it is
+    local i good=$1 words woken=() paths=("${@:2}")
+    _wake_all "${paths[@]}"
+    for i in "${!paths[@]}"; do
+        words="bind ${bind_from[i]}:${bind_to[i]}: ${paths[i]} is ${woken[i]} on $HOSTNAME"
+        bind_result[i]=$good
+        [ "${woken[i]}" != there ] || continue
+        bind_result[i]=fatal
+        [ "${bind_required[i]}" = no ] || _finish "$NO_BIND" "$words, and it is required"
+        bind_result[i]=dropped
+        _log "$words; it is optional: dropped"
     done
 }
 
@@ -998,12 +982,8 @@ _stage_input() {  # INDEX SOURCE -> in_problem
     if ! mv -f -- "$to.part" "$to"; then in_problem="cannot be written"; return 1; fi
     _now
     _seconds $((now_ms - began))
-    _text name "${in_name[$1]}"
-    _text source "$2"
-    _raw bytes "$size"
-    _text sha256 "${answer[0]}"
-    _raw seconds "$seconds"
-    json_inputs+="${json_inputs:+, }{$members}" members=''
+    _object name "${in_name[$1]}" source "$2" @bytes "$size" sha256 "${answer[0]}" @seconds "$seconds"
+    json_inputs+=${json_inputs:+, }$object
 }
 
 _bring() {  # SOURCE FILE -> in_problem
@@ -1247,12 +1227,12 @@ _start_payload() {  # COMMAND... -> status
     group=$!
     set +m
     [ "$side" = run ] || printf '%s\n' "$group" > "$control/group" || :
-    while [ "$line" != ready ]; do          # until then a signal would be lost in the child
+    while [ "$line" != ready ]; do  # until then a signal would be lost in the child
         read -r -t 10 -u "$pipe_fd" line || break
     done
     payload_group=$group
     _await "$group" || status=$?
-    kill -KILL -- "-$group" 2> /dev/null || :                  # what the payload left behind
+    kill -KILL -- "-$group" 2> /dev/null || :  # what the payload left behind
     _kill_inner
     payload_group=''
 }
@@ -1361,10 +1341,9 @@ _run_inner() {
             "userns=$userns" "runtime_name=$runtime_name" "runtime_version=$runtime_version" "HOSTNAME=$HOSTNAME" \
             "json_image=$json_image" "json_binds=$json_binds"
         for name in "${!spent[@]}"; do printf 'spent.%s=%s\n' "$name" "${spent[$name]}"; done
-        for name in "${!software_path[@]}"; do printf 'software_path.%s=%s\n' "$name" "${software_path[$name]}"; done
     } > "$control/outer" || _finish_or_full "$INTERNAL" "cannot write for the inner worker"
     _write_launcher /bin/bash "$view/.fermigrid/worker.sh" inside
-    _run_payload                            # ends with the inner worker's report, or with _inner_failed
+    _run_payload  # ends with the inner worker's report, or with _inner_failed
 }
 
 _take_inner_report() {
@@ -1392,7 +1371,6 @@ _main_inside() {
         key=${line%%=*} value=${line#*=}
         case $key in
             spent.*) spent[${key#*.}]=$value ;;
-            software_path.*) software_path[${key#*.}]=$value ;;
             *) printf -v "$key" '%s' "$value" ;;
         esac
     done < .fermigrid/outer
@@ -1482,7 +1460,7 @@ _publish_outputs() {
 # other stops there; an attempt that meets foreign content takes back its own names.
 _link_outputs() {  # false: another attempt's outputs are there
     local i k linked=() status=0
-    critical=yes                            # signals wait: half a set of outputs would be the end of the job
+    critical=yes  # signals wait: half a set of outputs would be the end of the job
     for i in "${!out_name[@]}"; do
         if _link "${out_part[i]}" "${out_file[i]}"; then linked+=("$i"); continue; fi
         _sha256 "${out_file[i]}"
@@ -1557,9 +1535,15 @@ _json() {  # TEXT -> json, a JSON string with its quotes
     json="\"$out\""
 }
 
-# An object's members are gathered in `members`.
-_raw() { members+="${members:+, }\"$1\": $2"; }  # NAME JSON
-_text() { _json "$2"; _raw "$1" "$json"; }  # NAME TEXT
+_object() {  # NAME TEXT ...: -> object, a JSON object. The value of a @NAME is JSON already
+    object=''
+    while [ $# -gt 0 ]; do
+        if [[ $1 == @* ]]; then json=$2; else _json "$2"; fi
+        object+="${object:+, }\"${1#@}\": $json"
+        shift 2
+    done
+    object="{$object}"
+}
 
 _read_summary() {  # `key: value` lines of the payload, the last value of a key; bounded, because a payload writes it
     local line key value i count=0
@@ -1587,14 +1571,9 @@ _describe_image() {
     [ -z "$json_image" ] || return 0
     local digest=''
     [ "$rung" != cache ] && [ "$rung" != http ] || digest=${set_of[image.sha256]}
-    _text name "${set_of[image]:-}"
-    _text rung "$rung"
-    _text source "$image_source"
-    _text sha256 "$digest"
-    _raw bytes "$image_bytes"
-    _raw seconds "$image_seconds"
-    _raw tried "[$json_tried]"
-    json_image="{$members}" members=''
+    _object name "${set_of[image]:-}" rung "$rung" source "$image_source" sha256 "$digest" @bytes "$image_bytes" \
+        @seconds "$image_seconds" @tried "[$json_tried]"
+    json_image=$object
 }
 
 _describe_binds() {
@@ -1602,31 +1581,22 @@ _describe_binds() {
     local i required
     for i in "${!bind_result[@]}"; do
         if [ "${bind_required[i]}" = yes ]; then required=true; else required=false; fi
-        _text from "${bind_from[i]}"
-        _text to "${bind_to[i]}"
-        _text mode "${bind_mode[i]}"
-        _raw required "$required"
-        _text result "${bind_result[i]}"
-        json_binds+="${json_binds:+, }{$members}" members=''
+        _object from "${bind_from[i]}" to "${bind_to[i]}" mode "${bind_mode[i]}" @required "$required" result "${bind_result[i]}"
+        json_binds+=${json_binds:+, }$object
     done
 }
 
 _describe_outputs() {
     local i
     for i in "${!out_file[@]}"; do
-        _text name "${out_name[i]}"
-        _text to "${out_to[i]}"
-        _text file "${out_file[i]}"
-        _raw bytes "${out_bytes[i]}"
-        _text sha256 "${out_sha[i]}"
-        _text result "${out_result[i]}"
-        json_outputs+="${json_outputs:+, }{$members}" members=''
+        _object name "${out_name[i]}" to "${out_to[i]}" file "${out_file[i]}" @bytes "${out_bytes[i]}" sha256 "${out_sha[i]}" \
+            result "${out_result[i]}"
+        json_outputs+=${json_outputs:+, }$object
     done
 }
 
 _describe() {  # -> json_report, the whole report
-    local i name phases summary words
-    members=''
+    local i name parts_of=() lines=() phases summary runtime words="${signals[*]-}"
     _collect_runtime
     _describe_image
     _describe_binds
@@ -1634,46 +1604,25 @@ _describe() {  # -> json_report, the whole report
     _phase finish
     for name in setup secrets image stage_in payload stage_out; do
         _seconds "${spent[$name]}"
-        _raw "$name" "$seconds"
+        parts_of+=("@$name" "$seconds")
     done
     _seconds $((now_ms - begin_ms))
-    _raw total "$seconds"
-    phases=$members members=''
-    for i in "${!summary_keys[@]}"; do _text "${summary_keys[i]}" "${summary_values[i]}"; done
-    summary=$members members=''
-    words="${signals[*]-}"
-    _text name "$runtime_name"
-    _text version "$runtime_version"
-    _raw userns "$userns"
-    runtime=$members members=''
-    _raw format 1
-    _text job "$job"
-    _text batch "$batch"
-    _text attempt "$attempt"
-    _raw start "$start"
-    _text site "${set_of[site]:-}"
-    _text host "${HOSTNAME:-}"
-    _text where "$where"
-    _text container "$container"
-    _raw rehearsal "$rehearsal"
-    _text order "${set_of[order]:-wrapper-outside}"
-    _raw started_payload "$started_payload"
-    _raw image "$json_image"
-    _raw runtime "{$runtime}"
-    _raw binds "[$json_binds]"
-    _raw phases "{$phases}"
-    _raw exit "$exit_code"
-    _raw payload_exit "$payload_exit"
-    _raw signal "$payload_signal"
-    _raw signals "[${words:+\"${words// /\", \"}\"}]"
-    _text message "${message:0:MESSAGE_BYTES}"
-    _raw inputs "[$json_inputs]"
-    _raw outputs "[$json_outputs]"
-    _raw summary "{$summary}"
-    _raw begin "$begin"
-    _raw end $((begin + (now_ms - begin_ms) / 1000))
-    json_report="{$members}"
+    _object "${parts_of[@]}" @total "$seconds"
+    phases=$object
+    for i in "${!summary_keys[@]}"; do lines+=("${summary_keys[i]}" "${summary_values[i]}"); done
+    _object ${lines[@]+"${lines[@]}"}
+    summary=$object
+    _object name "$runtime_name" version "$runtime_version" @userns "$userns"
+    runtime=$object
+    _object @format 1 job "$job" batch "$batch" attempt "$attempt" @start "$start" site "${set_of[site]:-}" host "${HOSTNAME:-}" \
+        where "$where" container "$container" @rehearsal "$rehearsal" order "${set_of[order]:-wrapper-outside}" \
+        @started_payload "$started_payload" @image "$json_image" @runtime "$runtime" @binds "[$json_binds]" @phases "$phases" \
+        @exit "$exit_code" @payload_exit "$payload_exit" @signal "$payload_signal" @signals "[${words:+\"${words// /\", \"}\"}]" \
+        message "${message:0:MESSAGE_BYTES}" @inputs "[$json_inputs]" @outputs "[$json_outputs]" @summary "$summary" \
+        @begin "$begin" @end $((begin + (now_ms - begin_ms) / 1000))
+    json_report=$object
 }
+
 _print_report() {
     printf '\n@@FERMIGRID 1 %d %s\n' "${#json_report}" "$json_report"
 }

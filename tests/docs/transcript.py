@@ -30,7 +30,7 @@ FENCE = re.compile(
 )
 SAME = (  # what differs from one time to the next: pattern, what it is taken for
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|\+00:00)", "<time>"),
-    (r"-\d{8}-\d{6}\b", "-<time>"),
+    (r"-\d{8}-\d{6}-\d{6}\b", "-<time>"),
     (r"\b[0-9a-f]{32}\.[0-9a-f]{8}\b", "<digest>"),
     (r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b|sha256 [0-9a-f]{12}\b", "<digest>"),
     (r"\bg(\d+)\.s(\d+)\.[0-9a-f]{8}\b", r"g\1.s\2.<attempt>"),

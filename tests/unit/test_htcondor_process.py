@@ -1,4 +1,4 @@
-"""The process that asks HTCondor ends with whoever started it. On the pool: tests/pool/test_backend_htcondor_faults.py."""
+"""The process that asks HTCondor ends with whoever started it (on the pool: test_backend_htcondor_faults.py)."""
 
 from __future__ import annotations
 

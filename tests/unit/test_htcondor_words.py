@@ -249,7 +249,7 @@ def test_a_waiting_job_with_a_past() -> None:
         "its container could not start on 2 machine(s), last slot1@node7",
         "it was sent back to the queue: StartdDraining 1 times; last from slot1@node7",
         "its worker ended 1 time(s) with a failure of the machine; it waits for another machine first",
-        "8 of 8 slots could run it, none has room now: they are busy or, for some minutes, where it failed last",
+        "8 of 8 slots could run it, none has room now: they are busy or, for some minutes, where it failed before",
     )
 
 
