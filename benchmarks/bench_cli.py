@@ -33,7 +33,15 @@ def main() -> None:
         commands = {
             "floor: python -c 'import click'": (sys.executable, "-c", "import click"),
             "fermigrid --help": (sys.executable, "-m", "fermigrid", "--help"),
-            "fermigrid check (500 runs, 5,000 jobs)": (sys.executable, "-m", "fermigrid", "check", "c.yaml", "-s", "pool"),
+            "fermigrid check (500 runs, 5,000 jobs)": (
+                sys.executable,
+                "-m",
+                "fermigrid",
+                "check",
+                "c.yaml",
+                "-s",
+                "pool",
+            ),
         }
         times: dict[str, list[float]] = {what: [] for what in commands}
         for _ in range(ROUNDS):  # in turn, so that a slow moment of the machine hits all alike

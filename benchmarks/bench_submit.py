@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.pool.conftest import Pool, pool_folder, shared_pool  # noqa: E402
-from tests.pool.product import AS_FERMI, UID  # noqa: E402
+from tests.pool.conftest import Pool, pool_folder, shared_pool
+from tests.pool.product import AS_FERMI, UID
 
 SITE = """site: nowhere
 title: no slot matches
@@ -74,7 +74,12 @@ def timed(command: list[str], folder: Path, env: dict[str, str]) -> tuple[float,
     program += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, code)"
     began = time.perf_counter()
     done = subprocess.run(
-        [*AS_FERMI, sys.executable, "-c", program, *command], cwd=folder, env=env, text=True, capture_output=True, check=False
+        [*AS_FERMI, sys.executable, "-c", program, *command],
+        cwd=folder,
+        env=env,
+        text=True,
+        capture_output=True,
+        check=False,
     )
     wall = time.perf_counter() - began
     kilobytes, code = done.stdout.split()
@@ -110,7 +115,9 @@ def main() -> None:
         macros = {"fg_plan": plan / "plan", "fg_work": plan / "work", "fg_log": folder / "floor.log"}
         text = (plan / "plan/job.sub").read_text()
         for macro, value in macros.items():
-            text = "\n".join(f"{macro} = {value}" if line.startswith(f"{macro} ") else line for line in text.split("\n"))
+            text = "\n".join(
+                f"{macro} = {value}" if line.startswith(f"{macro} ") else line for line in text.split("\n")
+            )
         (folder / "floor.sub").write_text(text)
         floor, _ = timed(["condor_submit", "floor.sub"], folder, env)
         timed(["condor_rm", "-constraint", 'FermigridBatch == "none"'], folder, env)

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.pool.conftest import COMMAND, Pool, pool_folder, shared_pool  # noqa: E402
-from tests.worker.worker_job import Job  # noqa: E402
+from tests.pool.conftest import COMMAND, Pool, pool_folder, shared_pool
+from tests.worker.worker_job import Job
 
 TURNS = 25
 FERMI = 20001
@@ -76,7 +76,12 @@ def main() -> None:
         base.chmod(0o777)
         path = [("image.marker", "light-1"), ("image.path", image["cvmfs"])]
         http = [("image.url", image["sif_url"]), ("image.sha256", image["sha256"]), ("image.size", str(image["bytes"]))]
-        cache = [("image.marker", "light-1"), *http, ("node_cache", str(base / "cache")), ("node_cache.limit", "1000000000")]
+        cache = [
+            ("image.marker", "light-1"),
+            *http,
+            ("node_cache", str(base / "cache")),
+            ("node_cache.limit", "1000000000"),
+        ]
         (base / "cache").mkdir()
         (base / "cache").chmod(0o777)
         print(f"{'median of ' + str(TURNS):34} {'bare':>8} {'worker':>8} {'added':>11} {'processes added':>16}")

@@ -517,7 +517,7 @@ _rung_path() {
         return 1
     fi
     case ${answer[0]} in
-        ok) _served path "$path" "$path" ;;
+        ok) _served path "$path" "$path"; return 0 ;;
         absent) _tried path "$path" absent ;;
         cvmfs) broken="${answer[1]:-}"; _tried path "$path" "broken: ${answer[1]:-}" ;;
         damaged) _tried path "$path" "damaged: ${answer[1]:-}" damaged ;;

@@ -26,6 +26,7 @@ import pytest
 
 from fermigrid.backends import Backend, Cursor, Handle, JobSeen, RenderedBatch, load
 from fermigrid.backends.local_events import batch_to_text, folder_of, read_all
+from fermigrid.backends.local_job import MEMORY
 from fermigrid.errors import NotFound, SubmissionRefused
 from fermigrid.states import Seen
 
@@ -102,6 +103,8 @@ def local_engine(folder: Path) -> Iterator[Engine]:
         wait(lambda handle=handle: not alive(handle))
     left = [p.name for p in (folder / "scratch").glob("fermigrid-*/*") if p.name != "slots"]
     assert left == [], "scratch folders were left"
+    left = [p.name for handle in engine.handles for p in MEMORY.glob(f"fermigrid-*/{handle.batch.batch_id}.*")]
+    assert left == [], "places for secrets were left"
 
 
 ENGINES = {"local": local_engine}
@@ -469,6 +472,8 @@ def test_the_same_plan_from_another_run_folder_is_left_alone(
     watch = Watch(engine, one)
     watch.until(Seen.STARTED, 0)
     (tmp_path / "second").mkdir()
+    for shard in one.batch.work_dir.iterdir():
+        (tmp_path / "second" / "work" / shard.name).mkdir(parents=True)
     monkeypatch.setenv("ONE", str(tmp_path / "second"))
     elsewhere = {"event_log": tmp_path / "second" / "events.log", "work_dir": tmp_path / "second" / "work"}
     two = engine.submit(replace(one.batch, **elsewhere))

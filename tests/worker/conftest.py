@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.worker.faulty_http import Faulty, serve
 from tests.worker.worker_job import Job
 

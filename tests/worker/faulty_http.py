@@ -28,7 +28,7 @@ class Faulty:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Ways: good 404 403 503 (twice, with Retry-After) 500 html wrong short drop (twice, halfway) norange (drop, and Range is
+    """Ways: good 404 403 503 (twice, with Retry-After) html wrong drop (twice, halfway) norange (drop, and Range is
     ignored) change (drop, then other ETag) stall (halfway, for ever) redirect."""
 
     protocol_version = "HTTP/1.1"
@@ -40,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         faulty, way = self.faulty, self.path.split("/")[1]
         faulty.seen[self.path] += 1
         count = faulty.seen[self.path]
-        if way in ("404", "403", "500") or (way == "503" and count <= 2):
+        if way in ("404", "403") or (way == "503" and count <= 2):
             self.answer(int(way), b"<html>no</html>", {"Retry-After": "1"} if way == "503" else {})
         elif way == "redirect":
             self.answer(302, b"", {"Location": "/good/x"})
@@ -64,7 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         limit = len(body)
         if way in ("drop", "norange", "change") and count <= (1 if way == "change" else 2):
             limit = start + (len(body) - start) // 2
-        if way in ("stall", "short"):
+        if way == "stall":
             limit = len(body) // 2
         self.answer(206 if start else 200, body[start:limit], headers, length=len(body) - start)
         if way == "stall":

@@ -49,8 +49,15 @@ def test_software(make_job: MakeJob, tmp_path: Path, where: str) -> None:
 
 def test_software_that_is_nowhere(make_job: MakeJob, tmp_path: Path) -> None:
     """In the image it is an error; a rehearsal says so and goes on."""
-    software = [("software", "lat"), ("software.from", "/nonexistent/f"), ("software.to", "/nonexistent/t"), ("software.env", "LAT={path}")]
-    job = make_job(args=["/bin/sh", "-c", 'echo "LAT is ${LAT-not set}"'], settings=[*software, ("image.path", str(tmp_path))])
+    software = [
+        ("software", "lat"),
+        ("software.from", "/nonexistent/f"),
+        ("software.to", "/nonexistent/t"),
+        ("software.env", "LAT={path}"),
+    ]
+    job = make_job(
+        args=["/bin/sh", "-c", 'echo "LAT is ${LAT-not set}"'], settings=[*software, ("image.path", str(tmp_path))]
+    )
     inside = job.run(env={"APPTAINER_CONTAINER": str(tmp_path)})
     assert inside.code == 84 and "lat" in inside.message and b"LAT is" not in inside.out
     rehearsed = job.run()

@@ -58,11 +58,15 @@ class Node:
         self.made.append(job)
         return job
 
-    def start(self, job: Job, env: dict[str, str] | None = None, around: Sequence[str] = (), root: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def start(
+        self, job: Job, env: dict[str, str] | None = None, around: Sequence[str] = (), root: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         """Starts a job; `around` comes between it and the user, `root` before the change of user."""
         command = job.write()
         subprocess.run(["chown", "-R", f"{FERMI}:{FERMI}", job.scratch], check=True)
-        variables = [f"{name}={value}" for name, value in {"USER": "fermi", "HOME": "/home/fermi", **(env or {})}.items()]
+        variables = [
+            f"{name}={value}" for name, value in {"USER": "fermi", "HOME": "/home/fermi", **(env or {})}.items()
+        ]
         inner = ["sh", "-c", 'echo $$ > pid; exec "$@"', "sh", *around, *command]
         return subprocess.Popen(
             [str(COMMAND), "exec", *root, *AS_FERMI, "env", *variables, *inner],
@@ -86,7 +90,7 @@ class Node:
 
 
 @pytest.fixture
-def node(pool: Pool, job_folder: Path) -> Node:  # noqa: F811
+def node(pool: Pool, job_folder: Path) -> Node:
     return Node(pool, job_folder)
 
 
@@ -125,14 +129,23 @@ def test_argv_and_environment_arrive_byte_exact(node: Node, way: str) -> None:
         settings=settings,
         row=[("out", "seen.json"), ("out.to", "seen.json")],
     )
-    leaks = {name: "/leak" for name in ("PYTHONPATH", "PYTHONHOME", "PERL5LIB", "TMPDIR", "APPTAINERENV_LEAK", "SINGULARITYENV_LEAK", "LEAK")}
+    leaks = dict.fromkeys(
+        ("PYTHONPATH", "PYTHONHOME", "PERL5LIB", "TMPDIR", "APPTAINERENV_LEAK", "SINGULARITYENV_LEAK", "LEAK"), "/leak"
+    )
     if way != "site":
-        leaks |= {"LD_LIBRARY_PATH": "/leak", "APPTAINER_BIND": "/leak", "SINGULARITY_BIND": "/leak", "APPTAINERENV_PATH": "/leak"}
+        leaks |= {
+            "LD_LIBRARY_PATH": "/leak",
+            "APPTAINER_BIND": "/leak",
+            "SINGULARITY_BIND": "/leak",
+            "APPTAINERENV_PATH": "/leak",
+        }
     done = node.run(job, env=leaks, around=around)
     assert done.code == 0, done.err
     got = seen(job.scratch / "out" / done.report.outputs[0].file)
     assert got["argv"] == HOSTILE
-    environment = {name: value for name, value in got["env"].items() if name not in ("PWD", "SHLVL", "_", "LC_CTYPE", "OLDPWD")}
+    environment = {
+        name: value for name, value in got["env"].items() if name not in ("PWD", "SHLVL", "_", "LC_CTYPE", "OLDPWD")
+    }
     control = "/srv/work/.fermigrid" if way == "site" else "/srv/.fermigrid"
     assert {name: environment.pop(name) for name in variables} == variables
     assert {name for name in environment if not name.startswith("FERMIGRID_")} == {
@@ -142,7 +155,11 @@ def test_argv_and_environment_arrive_byte_exact(node: Node, way: str) -> None:
     assert environment["LD_LIBRARY_PATH"] == "/.singularity.d/libs" and environment["USER"] == "fermi"
     assert environment["PATH"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     assert done.data["runtime"] == {"name": "apptainer", "version": "" if way == "site" else "1.4.5", "userns": True}
-    expected = {"outside": ("host", "worker", "path"), "sif": ("host", "worker", "http"), "inside": ("host", "worker", "path")}
+    expected = {
+        "outside": ("host", "worker", "path"),
+        "sif": ("host", "worker", "http"),
+        "inside": ("host", "worker", "path"),
+    }
     assert (done.report.where, done.data["container"], done.report.rung) == expected.get(way, ("image", "site", "site"))
 
 
@@ -150,13 +167,20 @@ def test_argv_and_environment_arrive_byte_exact(node: Node, way: str) -> None:
 def test_the_life_of_a_job(node: Node, way: str, tmp_path: Path) -> None:
     """Inputs, a bundle, a summary, outputs; and nothing is left of it."""
     where = "/srv/work" if way == "site" else "/srv"
-    script = f'cat x; test "$PWD" = {where} && touch /tmp/t /var/tmp/t "$HOME/h" "$TMPDIR/t" && cat /etc/fermigrid-image'
+    script = (
+        f'cat x; test "$PWD" = {where} && touch /tmp/t /var/tmp/t "$HOME/h" "$TMPDIR/t" && cat /etc/fermigrid-image'
+    )
     script += '; echo events_kept: 7 > "$FERMIGRID_SUMMARY"; echo out > o'
     (node.folder / "input").write_text("the input\n")
     settings = node.path if way == "site" else []
     if way in ("inside", "site"):
         settings = [*settings, ("bind", str(node.folder)), ("bind.to", "/data")]
-    row = [("in", "x"), ("in.from", "/data/input" if way in ("inside", "site") else str(node.folder / "input")), ("out", "o"), ("out.to", "o")]
+    row = [
+        ("in", "x"),
+        ("in.from", "/data/input" if way in ("inside", "site") else str(node.folder / "input")),
+        ("out", "o"),
+        ("out.to", "o"),
+    ]
     job, around = modes(node, way, settings=settings, row=row, **sh(script))
     if around:
         around[3:3] = ["--bind", f"{node.folder}:/data"]
@@ -169,7 +193,9 @@ def test_the_life_of_a_job(node: Node, way: str, tmp_path: Path) -> None:
 
 
 @ORDERS
-@pytest.mark.parametrize(("script", "code", "own"), [("exit 7", 7, 7), ("exit 82", 79, 82), ("exit 255", 255, 255), ("kill -9 $$", 137, 137)])
+@pytest.mark.parametrize(
+    ("script", "code", "own"), [("exit 7", 7, 7), ("exit 82", 79, 82), ("exit 255", 255, 255), ("kill -9 $$", 137, 137)]
+)
 def test_exit_codes(node: Node, head: dict[str, str], script: str, code: int, own: int) -> None:
     done = node.run(node.job(head=head, **sh(script)))
     assert (done.code, done.report.payload_exit, done.data["started_payload"]) == (code, own, True)
@@ -200,7 +226,9 @@ def test_another_image_without_a_runtime(node: Node) -> None:
 
 def test_another_image_with_a_runtime_that_works(node: Node) -> None:
     """The site's container is the node's own system with another marker: everything of a runtime is in it."""
-    job = node.job(head={"launch": "site", "order": "wrapper-outside", "runtime": "apptainer"}, **sh("cat /etc/fermigrid-image"))
+    job = node.job(
+        head={"launch": "site", "order": "wrapper-outside", "runtime": "apptainer"}, **sh("cat /etc/fermigrid-image")
+    )
     done = node.run(job, env={"APPTAINER_CONTAINER": "/cvmfs/site/default"})
     assert (done.code, done.report.where, done.data["container"]) == (0, "other", "nested"), done.err
     assert done.out.startswith(b"light-1\n")
@@ -213,7 +241,10 @@ def test_a_rehearsal_is_containerised_where_that_works(node: Node) -> None:
 
 # A user namespace whose limit of further ones is used up by one in which the user is fermi again.
 NO_NAMESPACES = ["unshare", "--user", "--map-root-user", "sh", "-c"]
-NO_NAMESPACES += [f'echo 1 > /proc/sys/user/max_user_namespaces && exec unshare --user --map-user={FERMI} --map-group={FERMI} "$@"', "sh"]
+NO_NAMESPACES += [
+    f'echo 1 > /proc/sys/user/max_user_namespaces && exec unshare --user --map-user={FERMI} --map-group={FERMI} "$@"',
+    "sh",
+]
 
 
 @pytest.mark.parametrize("rehearsal", ["yes", "no"])
@@ -259,7 +290,11 @@ def cache(node: Node) -> tuple[Pairs, Path]:
     base = node.folder / "cache"
     base.mkdir(exist_ok=True)
     base.chmod(0o777)
-    return [*node.http(), ("node_cache", str(base)), ("node_cache.limit", "1000000000")], base / f"u{FERMI}" / f"{node.light['sha256']}.sif"
+    return [
+        *node.http(),
+        ("node_cache", str(base)),
+        ("node_cache.limit", "1000000000"),
+    ], base / f"u{FERMI}" / f"{node.light['sha256']}.sif"
 
 
 def test_a_damaged_cached_image_is_healed(node: Node) -> None:
@@ -290,10 +325,20 @@ def test_binds(node: Node, head: dict[str, str]) -> None:
     for name in ("ro", "rw"):
         (node.folder / name).mkdir()
         (node.folder / name).chmod(0o777)
-    settings = bind(node.folder / "ro", "/data") + bind(node.folder / "rw", "/sps", "yes", "rw") + bind("/nonexistent/x", "/sdf", "no")
-    done = node.run(node.job(head=head, settings=settings + node.path, **sh("touch /data/x || echo read-only; touch /sps/x")))
+    settings = (
+        bind(node.folder / "ro", "/data")
+        + bind(node.folder / "rw", "/sps", "yes", "rw")
+        + bind("/nonexistent/x", "/sdf", "no")
+    )
+    done = node.run(
+        node.job(head=head, settings=settings + node.path, **sh("touch /data/x || echo read-only; touch /sps/x"))
+    )
     assert done.code == 0 and b"read-only\n" in done.out and (node.folder / "rw/x").exists()
-    assert [(b["to"], b["result"]) for b in done.data["binds"]] == [("/data", "kept"), ("/sps", "kept"), ("/sdf", "dropped")]
+    assert [(b["to"], b["result"]) for b in done.data["binds"]] == [
+        ("/data", "kept"),
+        ("/sps", "kept"),
+        ("/sdf", "dropped"),
+    ]
     done = node.run(node.job(head=head, settings=bind("/nonexistent/x", "/sdf") + node.path, **sh("echo ran")))
     assert done.code == 84 and b"ran" not in done.out and "/nonexistent/x" in done.message
 
@@ -301,7 +346,12 @@ def test_binds(node: Node, head: dict[str, str]) -> None:
 @ORDERS
 def test_software(node: Node, head: dict[str, str]) -> None:
     lat = node.pool.facts["software"]["lat-python"]
-    software = [("software", "lat-python"), ("software.from", lat["cvmfs"]), ("software.to", lat["to"]), ("software.env", "PYTHONPATH={path}")]
+    software = [
+        ("software", "lat-python"),
+        ("software.from", lat["cvmfs"]),
+        ("software.to", lat["to"]),
+        ("software.env", "PYTHONPATH={path}"),
+    ]
     script = "import numpy; print(numpy.__file__)"
     done = node.run(node.job(head=head, settings=software + node.path, args=["/usr/bin/python3", "-c", script]))
     assert done.code == 0 and done.out.startswith(f"{lat['to']}/numpy".encode()), done.err
@@ -324,7 +374,9 @@ def test_a_bind_that_has_no_mount_point(node: Node) -> None:
     root = of_site(node, "b")
     done = node.run(node.job(settings=bind(node.folder / "d", "/data") + node.path, **sh("exit 5")), root=root)
     assert done.code == 5, done.err
-    done = node.run(node.job(settings=bind(node.folder / "d", "/not/in/image") + node.path, **sh("echo ran")), root=root)
+    done = node.run(
+        node.job(settings=bind(node.folder / "d", "/not/in/image") + node.path, **sh("echo ran")), root=root
+    )
     assert done.code == 84 and b"ran" not in done.out
 
 
@@ -337,10 +389,17 @@ def test_secrets(node: Node, head: dict[str, str], end: str) -> None:
     wallet = node.folder / "wallet"
     wallet.mkdir()
     (wallet / "ewallet.p12").write_text("canary-8f14e45f")
-    secret = [("secret", "oracle"), ("secret.from", str(wallet)), ("secret.point", "TNS_ADMIN=."), ("secret.set", "A=b c")]
+    secret = [
+        ("secret", "oracle"),
+        ("secret.from", str(wallet)),
+        ("secret.point", "TNS_ADMIN=."),
+        ("secret.set", "A=b c"),
+    ]
     script = 'echo "$TNS_ADMIN $A"; stat -c %a "$TNS_ADMIN" "$TNS_ADMIN/ewallet.p12"; touch "$TNS_ADMIN/x" || echo read-only; grep -c canary "$TNS_ADMIN"/*; '
     done = node.run(node.job(head=head, settings=secret + node.path, **sh(script + end)))
-    assert done.out.splitlines()[:5] == [b"/srv/.fermigrid/secrets/oracle b c", b"700", b"600", b"read-only", b"1"], done.err
+    assert done.out.splitlines()[:5] == [b"/srv/.fermigrid/secrets/oracle b c", b"700", b"600", b"read-only", b"1"], (
+        done.err
+    )
     assert b"canary" not in done.out and "canary" not in done.err
     left = node.pool.run("fermi", "find", "/dev/shm", "/tmp", "-user", "fermi", "-name", "fermigrid.*").stdout
     assert left == ""
@@ -356,7 +415,9 @@ def until_ready(process: subprocess.Popen[bytes]) -> None:
 
 @ORDERS
 def test_a_warning_reaches_the_payload_once(node: Node, head: dict[str, str]) -> None:
-    script = "n=0; trap 'n=$((n+1))' USR1; echo ready; i=0; while [ $i -lt 15 ]; do sleep 0.1; i=$((i+1)); done; echo got $n"
+    script = (
+        "n=0; trap 'n=$((n+1))' USR1; echo ready; i=0; while [ $i -lt 15 ]; do sleep 0.1; i=$((i+1)); done; echo got $n"
+    )
     job = node.job(head=head, **sh(script))
     process = node.start(job)
     until_ready(process)
@@ -378,7 +439,9 @@ def test_an_end_by_signal(node: Node, head: dict[str, str], name: str) -> None:
 
 @ORDERS
 def test_a_payload_that_ignores_term(node: Node, head: dict[str, str]) -> None:
-    job = node.job(head=head, settings=[("grace", "1"), *node.path], **sh("trap '' TERM; echo ready; while :; do sleep 1.7; done"))
+    job = node.job(
+        head=head, settings=[("grace", "1"), *node.path], **sh("trap '' TERM; echo ready; while :; do sleep 1.7; done")
+    )
     process = node.start(job)
     until_ready(process)
     began = time.monotonic()
@@ -409,7 +472,9 @@ def test_outputs_on_the_sites_file_system(node: Node, head: dict[str, str]) -> N
     root.mkdir()
     root.chmod(0o777)
     settings = [("output.root", str(root)), *node.path]
-    job = node.job(head=head, kind="posix", settings=settings, row=[("out", "o"), ("out.to", "sub/o")], **sh("echo out > o"))
+    job = node.job(
+        head=head, kind="posix", settings=settings, row=[("out", "o"), ("out.to", "sub/o")], **sh("echo out > o")
+    )
     done = node.run(job)
     assert done.code == 0, done.err
     assert (root / "sub/o").read_text() == "out\n" and done.report.outputs[0].file == f"{root}/sub/o"

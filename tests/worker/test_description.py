@@ -89,7 +89,10 @@ def test_damage_is_found(make_job: MakeJob) -> None:
 def test_the_wrong_row(make_job: MakeJob) -> None:
     job = make_job()
     shard = job.write()[3]
-    assert tampered(job, lambda _: None, "run", NAME, shard, "2", BATCH) == (80, f"bad job description: {shard} has no row 2")
+    assert tampered(job, lambda _: None, "run", NAME, shard, "2", BATCH) == (
+        80,
+        f"bad job description: {shard} has no row 2",
+    )
     code, message = tampered(job, lambda _: None, "run", NAME, "shard.rows", "1", BATCH)
     assert code == 80 and "carries no digest" in message
 
@@ -100,7 +103,12 @@ def test_arguments_that_are_not_tame(make_job: MakeJob) -> None:
 
     job = make_job()
     shard = job.write()[3]
-    for arguments in (["a b", shard, "1", "b"], [NAME, "../x", "1", "b"], [NAME, shard, "0", "b"], [NAME, shard, "1", '"']):
+    for arguments in (
+        ["a b", shard, "1", "b"],
+        [NAME, "../x", "1", "b"],
+        [NAME, shard, "0", "b"],
+        [NAME, shard, "1", '"'],
+    ):
         done = subprocess.run(["./worker.sh", "run", *arguments], cwd=job.scratch, capture_output=True, check=False)
         assert done.returncode == 80
         assert json.loads(done.stdout.splitlines()[-1].split(b" ", 3)[3])["exit"] == 80

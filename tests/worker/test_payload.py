@@ -42,7 +42,14 @@ def test_argv_and_environment_arrive_byte_exact(make_job: MakeJob) -> None:
         settings=[*(("env", f"{name}={value}") for name, value in variables.items()), ("env", "TWICE=batch")],
         row=[("env", "TWICE=row"), ("out", "seen.json"), ("out.to", "seen.json")],
     )
-    leaks = {"LD_LIBRARY_PATH": "/leak", "PYTHONPATH": "/leak", "PERL5LIB": "/leak", "LEAK": "1", "HOME": "/leak", "TMPDIR": "/leak"}
+    leaks = {
+        "LD_LIBRARY_PATH": "/leak",
+        "PYTHONPATH": "/leak",
+        "PERL5LIB": "/leak",
+        "LEAK": "1",
+        "HOME": "/leak",
+        "TMPDIR": "/leak",
+    }
     done = job.run(env=leaks | {"BASH_FUNC_leak%%": "() { echo leak; }", "BASH_ENV": "/nonexistent"})
     got = seen(job.scratch / "out" / done.report.outputs[0].file)
     assert got["argv"] == HOSTILE
@@ -73,7 +80,9 @@ def sh(make_job: MakeJob, script: str, **what: object) -> Job:
     return make_job(args=["./payload.sh"], code={"payload.sh": "#!/bin/bash\n" + script}, **what)
 
 
-@pytest.mark.parametrize(("own", "code"), [(0, 0), (1, 1), (7, 7), (79, 79), (80, 79), (82, 79), (99, 79), (100, 100), (255, 255)])
+@pytest.mark.parametrize(
+    ("own", "code"), [(0, 0), (1, 1), (7, 7), (79, 79), (80, 79), (82, 79), (99, 79), (100, 100), (255, 255)]
+)
 def test_exit_codes(make_job: MakeJob, own: int, code: int) -> None:
     done = sh(make_job, f"exit {own}").run()
     assert (done.code, done.report.payload_exit) == (code, own)
@@ -93,7 +102,14 @@ def test_a_program_that_is_not_there(make_job: MakeJob) -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["printf 'no newline'", "echo '@@FERMIGRID 1 2 {}'", "printf '\\n@@FERMIGRID 1 999 {\"exit\": 0}'", "printf '\\0\\377\\n\\0'", "exec >&- 2>&-", ":"],
+    [
+        "printf 'no newline'",
+        "echo '@@FERMIGRID 1 2 {}'",
+        "printf '\\n@@FERMIGRID 1 999 {\"exit\": 0}'",
+        "printf '\\0\\377\\n\\0'",
+        "exec >&- 2>&-",
+        ":",
+    ],
 )
 def test_the_report_is_the_last_line_whatever_the_payload_prints(make_job: MakeJob, script: str) -> None:
     done = sh(make_job, script).run()
@@ -116,7 +132,16 @@ def test_signals_are_as_at_birth_in_the_payload(make_job: MakeJob) -> None:
 
 
 def test_the_summary(make_job: MakeJob) -> None:
-    lines = ["events_read: 12", "events_kept: 7", "events_kept: 8", "no colon", "bad key!: 1", ": 1", 'odd: \\ " \x01 é', "empty:"]
+    lines = [
+        "events_read: 12",
+        "events_kept: 7",
+        "events_kept: 8",
+        "no colon",
+        "bad key!: 1",
+        ": 1",
+        'odd: \\ " \x01 é',
+        "empty:",
+    ]
     script = "cat > $FERMIGRID_SUMMARY <<'E'\n" + "\n".join(lines) + "\nE\n"
     script += "printf 'long: %1000s\\n' x >> $FERMIGRID_SUMMARY; printf 'raw: \\377' >> $FERMIGRID_SUMMARY"
     summary = sh(make_job, script).run().report.summary

@@ -84,7 +84,7 @@ def test_secrets_are_gone_afterwards(make_job: MakeJob, wallet: Path, script: st
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_secrets_are_gone_after_a_signal(make_job: MakeJob, wallet: Path, number: signal.Signals) -> None:
-    process = make_job(args=["/bin/sh", "-c", 'echo "$TNS_ADMIN"; exec sleep 5'], settings=oracle(wallet)).start()
+    process = make_job(args=["/bin/sh", "-c", 'echo "$TNS_ADMIN"; exec sleep 2'], settings=oracle(wallet)).start()
     assert process.stdout is not None
     folder = Path(process.stdout.readline().decode().strip())
     assert (folder / "tnsnames.ora").exists()

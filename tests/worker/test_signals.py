@@ -127,7 +127,9 @@ def test_term_while_a_source_hangs(make_job: MakeJob, tmp_path: Path) -> None:
 
 def test_term_while_the_image_hangs(make_job: MakeJob, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    process = make_job(settings=[("image.path", str(tmp_path / "pipe"))], head={"launch": "worker", "runtime": "/bin/true"}).start()
+    process = make_job(
+        settings=[("image.path", str(tmp_path / "pipe"))], head={"launch": "worker", "runtime": "/bin/true"}
+    ).start()
     assert process.stderr is not None and b"job " in process.stderr.readline()
     time.sleep(0.3)
     check_ended(process, "phase image")
@@ -163,7 +165,9 @@ def test_term_in_stage_out(make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "root/a").write_text("other")
     row = [("out", "a"), ("out.to", "a"), ("out", "b"), ("out.to", "b")]
     script = "#!/bin/sh\necho a > a; echo b > b\n"
-    job = make_job(args=["./p"], code={"p": script}, row=row, kind="posix", settings=[("output.root", str(tmp_path / "root"))])
+    job = make_job(
+        args=["./p"], code={"p": script}, row=row, kind="posix", settings=[("output.root", str(tmp_path / "root"))]
+    )
     process = job.start()
     wait_for(lambda: list((tmp_path / "root").glob(".b.*.part")) and not (tmp_path / "root/b").exists())
     process.send_signal(signal.SIGTERM)

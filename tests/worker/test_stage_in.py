@@ -37,7 +37,12 @@ def test_from_a_path(make_job: MakeJob, tmp_path: Path, name: str) -> None:
         done, got = fetch(make_job, address, checks=sums(b"events"), name=name)
         assert got == b"events", done.err
         staged = done.data["inputs"][0]
-        assert (staged["name"], staged["source"], staged["bytes"], staged["sha256"]) == (name, address, 6, sha256(b"events"))
+        assert (staged["name"], staged["source"], staged["bytes"], staged["sha256"]) == (
+            name,
+            address,
+            6,
+            sha256(b"events"),
+        )
 
 
 def test_from_http(make_job: MakeJob, faulty: Faulty) -> None:
@@ -50,7 +55,7 @@ def test_from_http(make_job: MakeJob, faulty: Faulty) -> None:
 def test_a_replica_with_wrong_content_is_passed_over(make_job: MakeJob, tmp_path: Path, wrong: tuple[str, str]) -> None:
     (tmp_path / "bad").write_bytes(b"other content")
     (tmp_path / "good").write_bytes(b"events")
-    check = {key: value for key, value in sums(b"events")}[wrong[0]]
+    check = dict(sums(b"events"))[wrong[0]]
     done, got = fetch(make_job, str(tmp_path / "bad"), str(tmp_path / "good"), checks=[(wrong[0], check)])
     assert got == b"events" and done.data["inputs"][0]["source"].endswith("good")
     done, got = fetch(make_job, str(tmp_path / "good"), checks=[wrong])
@@ -78,7 +83,12 @@ def test_xrootd_is_asked_with_its_settings(make_job: MakeJob, tmp_path: Path) ->
     program.write_text('#!/bin/bash\nenv | grep ^XRD_ | sort > "${@: -1}"; echo "$@" >> "${@: -1}"\n')
     program.chmod(0o755)
     (tmp_path / "keys").write_text("k")
-    secret = [("secret", "x"), ("secret.from", str(tmp_path / "keys")), ("secret.point", "XRD_KEYS=keys"), ("secret.set", "XRD_REQUESTTIMEOUT=7")]
+    secret = [
+        ("secret", "x"),
+        ("secret.from", str(tmp_path / "keys")),
+        ("secret.point", "XRD_KEYS=keys"),
+        ("secret.set", "XRD_REQUESTTIMEOUT=7"),
+    ]
     row = [("in", "x"), ("in.from", "root://h:1094//f"), ("out", "x"), ("out.to", "x")]
     job = make_job(row=row, settings=secret)
     done = job.run(env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})

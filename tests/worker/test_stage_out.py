@@ -49,7 +49,8 @@ def test_a_declared_output_that_is_missing(make_job: MakeJob, tmp_path: Path, ki
 
 
 @pytest.mark.parametrize(
-    "script", ["mkdir a.fit", "mkfifo a.fit", "ln -s /etc/passwd a.fit", "ln -s nowhere a.fit", "ln -s ../job.env a.fit"]
+    "script",
+    ["mkdir a.fit", "mkfifo a.fit", "ln -s /etc/passwd a.fit", "ln -s nowhere a.fit", "ln -s ../job.env a.fit"],
 )
 def test_an_output_that_is_no_file(make_job: MakeJob, script: str) -> None:
     done = make_job(args=["/bin/sh", "-c", script], row=TWO[:2]).run()
@@ -135,9 +136,9 @@ def test_attempts_at_once_publish_one_whole_set(make_job: MakeJob, tmp_path: Pat
         assert set(published) == set(PUBLISHED)
         assert published["sub/a.fit"][1:] == published["b b"][1:]
         for done in ends:
-            assert [o.sha256 for o in done.report.outputs] == [sha256(text.encode()) for text in published.values()] or [
-                o.sha256 for o in done.report.outputs
-            ] == [sha256(published[to].encode()) for to in PUBLISHED]
+            assert [o.sha256 for o in done.report.outputs] == [
+                sha256(text.encode()) for text in published.values()
+            ] or [o.sha256 for o in done.report.outputs] == [sha256(published[to].encode()) for to in PUBLISHED]
 
 
 def full(target: Path, job: Job, megabytes: int) -> subprocess.Popen[bytes]:
@@ -151,7 +152,10 @@ def full(target: Path, job: Job, megabytes: int) -> subprocess.Popen[bytes]:
 def test_posix_on_a_full_disk(make_job: MakeJob, tmp_path: Path) -> None:
     root = tmp_path / "root"
     job = make_job(
-        args=["/bin/sh", "-c", "head -c 3000000 /dev/zero > a.fit"], row=TWO[:2], kind="posix", settings=[("output.root", str(root))]
+        args=["/bin/sh", "-c", "head -c 3000000 /dev/zero > a.fit"],
+        row=TWO[:2],
+        kind="posix",
+        settings=[("output.root", str(root))],
     )
     done = finish(full(root, job, 1))
     assert done.code == 88 and "No space left" in done.message

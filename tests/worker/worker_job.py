@@ -45,7 +45,12 @@ class Job:
     row: Pairs = field(default_factory=list)
     args: Sequence[str] = ("/bin/true",)
     head: Mapping[str, str] = field(
-        default_factory=lambda: {"launch": "worker", "rehearsal": "yes", "order": "wrapper-outside", "runtime": NO_RUNTIME}
+        default_factory=lambda: {
+            "launch": "worker",
+            "rehearsal": "yes",
+            "order": "wrapper-outside",
+            "runtime": NO_RUNTIME,
+        }
     )
     kind: str = "transfer"
     code: Mapping[str, str] = field(default_factory=dict)
