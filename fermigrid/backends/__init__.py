@@ -88,7 +88,10 @@ class Backend(Protocol):
         ...
 
     def find(self, batch: RenderedBatch) -> Handle | None:
-        """Did it land? Looks everywhere that remembers; None only when every place answered."""
+        """Did it land? Looks everywhere that remembers; None only when every place answered.
+
+        SubmissionDoubt when it is there more than once: the message names the places and what to do.
+        """
         ...
 
     def observe(self, handles: Sequence[Handle], cursor: Cursor) -> Observation:

@@ -29,6 +29,7 @@ from fermigrid.backends.htcondor_words import (
 
 _CLOSED = "Connection closed during command authorization"
 _CHUNK = 1000  # jobs named in one command
+_AHEAD = 10_000  # jobs; more are not counted
 _SLOTS_WHOLE = 1000  # above so many slots only the attributes that the job asks about are fetched
 _STATE = ("ClusterId", "ProcId", "JobStatus", "EnteredCurrentStatus", "RemoteHost", "LastRemoteHost", "NumJobStarts")
 _END = ("ExitCode", "ExitBySignal", "ExitSignal", "CompletionDate", "RemoveReason")
@@ -278,6 +279,7 @@ def _explain(request: Request) -> dict[str, Any]:
         "factory": _plain(factory, _FACTORY) if factory else None,
         "left": None,
         "match": None,
+        "ahead": None,
         "user": None,
     }
     if job is None:
@@ -286,8 +288,17 @@ def _explain(request: Request) -> dict[str, Any]:
     elif job.get("JobStatus") == 1:
         collector = htcondor2.Collector(request["pool"])
         answer["match"] = _match(job, _slots(collector, job))
+        answer["ahead"] = _ahead(schedd, job)
         answer["user"] = _user(collector, str(job.get("User") or ""))
     return answer
+
+
+def _ahead(schedd: htcondor2.Schedd, job: classad2.ClassAd) -> dict[str, Any]:
+    """The user's waiting jobs of other clusters that the schedd offers to the matchmaker before this one."""
+    user, cluster, priority = classad2.quote(str(job.get("User") or "")), int(job["ClusterId"]), job.get("JobPrio") or 0
+    before = f"(JobPrio > {int(priority)} || (JobPrio == {int(priority)} && ClusterId < {cluster}))"
+    ads = schedd.query(f"JobStatus == 1 && User == {user} && {before}", ["ClusterId"], limit=_AHEAD)
+    return {"jobs": len(ads), "cluster": min((int(ad["ClusterId"]) for ad in ads), default=None)}
 
 
 def _slots(collector: htcondor2.Collector, job: classad2.ClassAd) -> list[classad2.ClassAd]:

@@ -299,7 +299,7 @@ def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator
         what = doing if job.get("TransferringInput") else "brings its outputs back" if status == 6 else "runs"
         yield f"it {what} on {job.get('RemoteHost', 'a machine')}, for {_age(job)}"
     elif status == 1:
-        yield from _explain_idle(job, facts["match"], facts["user"])
+        yield from _explain_idle(job, facts["match"], facts["ahead"], facts["user"])
     else:
         yield f"it is leaving the queue ({'removed' if status == 3 else 'ended'})"
 
@@ -329,7 +329,7 @@ def _explain_left(left: Facts) -> str:
     return f"it ended with exit code {left.get('ExitCode', '?')}; its log tells more"
 
 
-def _explain_idle(job: Facts, match: Facts | None, user: Facts | None) -> Iterator[str]:
+def _explain_idle(job: Facts, match: Facts | None, ahead: Facts | None, user: Facts | None) -> Iterator[str]:
     yield f"it waits, for {_age(job)}"
     yield from _explain_past(job)
     if match is None or not match["slots"]:
@@ -345,15 +345,27 @@ def _explain_idle(job: Facts, match: Facts | None, user: Facts | None) -> Iterat
         )
         yield f"{match['willing']} of {match['slots']} slots could run it, none has room now: {busy}"
     else:
-        yield (
-            f"{match['willing']} of {match['slots']} slots could run it, and {match['free']} have room now: "
-            "its turn comes with the next matchmaking"
-        )
+        room = f"{match['willing']} of {match['slots']} slots could run it, and {match['free']} have room now"
+        yield f"{room}: {_turn(ahead)}"
     if rejected := job.get("LastRejMatchReason"):
         yield f"the matchmaker's last word: {str(rejected).strip()}"
     if user:
         used = float(user.get("WeightedResourcesUsed") or user.get("ResourcesUsed") or 0)
         yield f"your priority there is {float(user.get('Priority', 0)):.1f} (large is bad), you use {used:.0f} cores"
+
+
+def _turn(ahead: Facts | None) -> str:
+    """When a job that could run at once is looked at.
+
+    The schedd offers so many jobs in a round of matchmaking and counts those that nothing matches (HTCondor's ticket
+    HTCONDOR-3855): a large group of such jobs keeps all behind it from being looked at, for as long as it waits.
+    """
+    if not ahead or not ahead["jobs"]:
+        return "its turn comes with the next matchmaking"
+    return (
+        f"{ahead['jobs']} waiting jobs of yours come before it, those of cluster {ahead['cluster']} first; if nothing "
+        "can run those, HTCondor may not look at this one until they are held or removed"
+    )
 
 
 def _explain_past(job: Facts) -> Iterator[str]:

@@ -118,6 +118,16 @@ def try_lock(path: Path) -> int | None:
     return handle
 
 
+def leads_to(path: Path, handle: int) -> bool:
+    """Whether this is still the path of the open file or folder; where nobody can tell, it is."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
 @dataclass(frozen=True)
 class Lines:
     """Whole lines of an event file: the events, the offset after the last, sentences about damaged lines."""
@@ -198,10 +208,11 @@ def to_seen(event: Event, batch_id: str) -> JobSeen | None:
 class EventFile:
     """The event file, for the runner to append to: one whole line an event, whatever happens.
 
-    A full disk is waited for: an event that a job ended is never given up.
+    A full disk is waited for: an event that a job ended is given up only when the file is no longer in its place.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         size = os.fstat(self._handle).st_size
         if size and os.pread(self._handle, 1, size - 1) != b"\n":  # half a line of a runner that was killed
@@ -219,6 +230,8 @@ class EventFile:
                 line = line[os.write(self._handle, line) :]
             except OSError as error:
                 say(f"an event cannot be written, trying again: {error}")
+                if not leads_to(self._path, self._handle):
+                    return
                 time.sleep(_FULL_DISK_PAUSE)
 
 

@@ -32,6 +32,7 @@ from fermigrid.backends.local_events import (
     Folder,
     Table,
     batch_from_text,
+    leads_to,
     now,
     read_all,
     say,
@@ -50,10 +51,11 @@ from fermigrid.backends.local_job import (
     remove_left,
 )
 from fermigrid.backends.local_keeper import become_subreaper, kill_strays, launch, reap, sweep
+from fermigrid.report import INFRASTRUCTURE
 from fermigrid.states import Seen
 
 ANOTHER_RUNS = 3  # exit code
-INFRASTRUCTURE = frozenset({81, 82, 83, 84, 86, 88, 89, 91, 99})  # not the job's fault
+
 _LOCK_LIMIT = 2.0  # s: whoever only looks whether the lock is free holds it for an instant
 _LOOK = 0.25  # s between looks for commands, for slots that other batches freed, and whether the folder is here
 _GONE = "its run folder was moved or removed"
@@ -131,13 +133,8 @@ class Runner:
             self._wait()
 
     def _is_here(self) -> bool:
-        """Whether the path of the folder still leads to it; where nobody can tell, it does."""
-        try:
-            return os.path.samestat(self.folder.path.stat(), os.fstat(self.opened))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:
-            return True
+        """Whether the folder was neither moved nor removed."""
+        return leads_to(self.folder.path, self.opened)
 
     def _wait(self) -> None:
         """For the end of a job, or for a moment."""

@@ -41,7 +41,7 @@ attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
 declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stage_out]=0)
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null version_fd=''
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_dir=''
-secret_dir='' guard_fd=''
+secret_dir='' secret_fd='' guard_fd=''
 inner_runs='' started_payload=false payload_exit=null payload_signal=null signals=() pending=()
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' parts=()
@@ -903,6 +903,7 @@ _stage_secrets() {  # copies for this job alone, in memory where there is such a
     [ -n "$secret_dir" ] || _finish_or_full "$NO_SECRET" "no private folder can be made for secrets"
     secret_view=$secret_dir
     _guard_secrets
+    _sweep_secrets "${secret_dir%/*}"
     for i in "${!secret[@]}"; do _copy_secret "${secret[i]}" "${secret_from[i]}"; done
     for i in "${!secret_point[@]}"; do _check_proxy "$i"; done
 }
@@ -920,6 +921,18 @@ _check_proxy() {  # INDEX of a secret.point: an X.509 proxy that has ended, wher
 
 _guard_secrets() {  # its stdin ends when the worker does, whatever ended it
     exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1 3>&- 4>&-; read -r _ || :; rm -rf -- "$secret_dir")
+}
+
+_sweep_secrets() {  # FOLDER: what is there of workers that were killed together with their guard; a living one holds a lock
+    local folder fd
+    command -v flock > /dev/null || return 0
+    exec {secret_fd}< "$secret_dir"
+    flock -x -n "$secret_fd" || return 0
+    while IFS= read -r folder; do
+        { exec {fd}< "$folder"; } 2> /dev/null || continue
+        ! flock -x -n "$fd" || rm -rf -- "$folder" || :
+        exec {fd}<&-
+    done < <(find "$1" -maxdepth 1 -name 'fermigrid.*-*' -user "$EUID" -mmin +1 2> /dev/null)
 }
 
 _copy_secret() {  # NAME FROM
@@ -1203,7 +1216,7 @@ _close_inherited() {  # in the child: signals are its own from here, open files 
     local fd
     trap - ERR PIPE
     printf 'ready\n' >&"$pipe_fd"
-    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$pipe_fd"; do
+    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$secret_fd" "$pipe_fd"; do
         [ -z "$fd" ] || exec {fd}>&-
     done
 }

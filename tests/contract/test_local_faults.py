@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,12 +19,13 @@ from pathlib import Path
 import pytest
 
 from fermigrid.backends import Handle, RenderedBatch, local_job
-from fermigrid.backends.local_events import folder_of
+from fermigrid.backends.local_events import EventFile, folder_of
 from fermigrid.backends.local_job import MEMORY, prepare, read_options, remove_job, secrets_of
 from fermigrid.backends.local_runner import Items
 from fermigrid.quoting import encode_lines, encode_row
 from fermigrid.states import Seen
 from tests.contract.test_backend_local import (
+    LIMIT,
     Engine,
     Watch,
     alive,
@@ -123,11 +125,15 @@ def worker_of(keeper: int) -> int:
 
 
 def kill_all(handle: Handle) -> None:
-    """Runner, keeper, worker, its guard and the payload, so that none of them can clean up."""
-    everything = [*below(runner_of(handle)), runner_of(handle)]
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in everything:
-            os.kill(pid, number)
+    """Runner, keeper, worker, its guard and the payload, so that none of them can clean up.
+
+    Children first: the kernel continues the stopped processes of a group whose last parent dies.
+    """
+    everything = [runner_of(handle), *below(runner_of(handle))]
+    for pid in everything:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in reversed(everything):
+        os.kill(pid, signal.SIGKILL)
     wait(lambda: not any(runs(pid) for pid in everything))
 
 
@@ -318,6 +324,7 @@ def test_a_job_whose_plan_has_gone_is_held(engine: Engine, tmp_path: Path) -> No
     handle = engine.submit(engine.batch([f"wait={tmp_path / 'go'}", "say=x"], slots=1))
     watch = Watch(engine, handle)
     watch.until(Seen.STARTED, 0)
+    wait((tmp_path / "one" / "j0").exists)  # the worker itself is read from the plan
     shutil.rmtree(handle.batch.plan_dir)
     (tmp_path / "go").touch()
     watch.until(Seen.HELD, 1)
@@ -345,6 +352,16 @@ def test_without_its_run_folder_a_runner_ends_with_its_jobs_and_leaves_nothing(
     for batch in (handle.batch, other.batch):
         assert list(MEMORY.glob(f"fermigrid-*/{batch.batch_id}.*")) == []
     assert not folder_of(other.batch).path.exists()
+
+
+def test_an_event_for_a_full_disk_that_has_gone_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "events").symlink_to("/dev/full")
+    events = EventFile(tmp_path / "events")
+    (tmp_path / "events").unlink()
+    writer = threading.Thread(target=events.append, args=({"runner": 1},), daemon=True)
+    writer.start()
+    writer.join(LIMIT)
+    assert not writer.is_alive()
 
 
 def test_a_job_that_ends_after_its_run_folder_was_removed_does_not_make_it_anew(engine: Engine, tmp_path: Path) -> None:

@@ -421,6 +421,18 @@ def test_a_job_that_waits_for_a_busy_slot_says_so(job_folder: Path) -> None:
         wait_for(busy, "explained as waiting for a busy slot")
 
 
+def test_jobs_that_nothing_can_run_are_named_to_the_one_that_waits_behind_them(job_folder: Path) -> None:
+    """HTCondor does not offer it to the matchmaker: `explain` does not promise that its turn comes soon."""
+    stuck = write_batch(job_folder, jobs=60, requirements='GLIDEIN_Site == "SITEX"')
+    with submitted(stuck) as first, submitted(write_batch(job_folder, "sleep 600")) as second:
+        told = (
+            f" waiting jobs of yours come before it, those of cluster {first.cluster} first; if nothing can run those,"
+        )
+        line = wait_for(lambda: next((line for line in backend.explain(second, 0) if told in line), ""), told)
+    assert "1 of 6 slots could run it, and 1 have room now: 60" in line
+    assert "until they are held or removed" in line
+
+
 # --- refusals and silence ----------------------------------------------------------------------------------
 
 

@@ -211,7 +211,18 @@ def explain(
     job: dict[str, Any] | None = None, index: int = 0, factory: dict[str, Any] | None = None, **facts: Any
 ) -> tuple[str, ...]:
     """`words.explain` of facts that are mostly not there."""
-    return words.explain({"left": None, "match": None, "user": None, "job": job, "factory": factory} | facts, index)
+    nothing = dict.fromkeys(("left", "match", "ahead", "user"))
+    return words.explain(nothing | {"job": job, "factory": factory} | facts, index)
+
+
+def test_a_waiting_job_behind_others() -> None:
+    (_, told) = explain(IDLE, match=ROOM, ahead={"jobs": 60, "cluster": 31})
+    assert told == (
+        "8 of 8 slots could run it, and 3 have room now: 60 waiting jobs of yours come before it, those of cluster 31 "
+        "first; if nothing can run those, HTCondor may not look at this one until they are held or removed"
+    )
+    (_, told) = explain(IDLE, match=ROOM, ahead={"jobs": 0, "cluster": None})
+    assert told.endswith("its turn comes with the next matchmaking")
 
 
 def test_a_waiting_job_whose_turn_comes() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.worker.faulty_http import Faulty, serve
-from tests.worker.worker_job import Job
+from tests.worker.worker_job import WORKER, Job
 
 
 @pytest.fixture
@@ -48,8 +48,6 @@ def small_disk() -> Iterator[list[str]]:
 
 def bash(script: str, *args: str | bytes, cwd: Path | None = None) -> bytes:
     """Runs a script that has read in the worker; its stdout."""
-    from tests.worker.worker_job import WORKER
-
     command = ["bash", "-c", f'. "{WORKER}"; trap - ERR; {script}', "bash", *args]
     return subprocess.run(command, check=True, capture_output=True, cwd=cwd, timeout=30).stdout
 

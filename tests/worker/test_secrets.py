@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +106,29 @@ def test_a_failure_later_on_leaves_no_secret(make_job: MakeJob, wallet: Path) ->
     assert done.code == 85
     kept = [path for path in staged() if (mine := path / "oracle/mine").exists() and mine.read_text() == str(wallet)]
     assert kept == []
+
+
+def test_what_a_killed_worker_left_is_swept_up(make_job: MakeJob, wallet: Path) -> None:
+    """Killed together with its guard. A folder that is locked, or new, is somebody's."""
+    folders = {what: Path(f"/dev/shm/fermigrid.{uuid.uuid4()}") for what in ("dead", "alive", "new")}
+    for what, folder in folders.items():
+        folder.mkdir(mode=0o700)
+        (folder / "secret").write_text(CANARY)
+        if what != "new":
+            os.utime(folder, (1, 1))
+    lock = os.open(folders["alive"], os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        make_job(settings=oracle(wallet)).run()
+        assert {what: folder.exists() for what, folder in folders.items()} == {
+            "dead": False,
+            "alive": True,
+            "new": True,
+        }
+    finally:
+        os.close(lock)
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 CA = """
