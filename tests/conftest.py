@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,14 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 WITHOUT_ENGINES = (HERE / "unit", HERE / "golden", HERE / "test_layers.py")  # Python alone; the others have engines
+
+
+def pytest_configure() -> None:
+    """A test run in the background (`make test &`) inherits INT and QUIT ignored, and so would everything it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
