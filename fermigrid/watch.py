@@ -9,7 +9,7 @@ from fermigrid import backends
 from fermigrid.accept import Items, accept_ended, publish_accepted
 from fermigrid.advance import Progress, Work, work_needed
 from fermigrid.backends import JobSeen
-from fermigrid.errors import BackendUnavailable
+from fermigrid.errors import BackendUnavailable, FermigridError, SubmissionDoubt
 from fermigrid.ledger import Ledger
 from fermigrid.plan import Assembled
 from fermigrid.records import BatchRecord, JobRecord
@@ -45,14 +45,18 @@ def look(f: Following) -> Turn:
     problems: list[str] = []
     try:
         adopt(f.ledger, f.folder, f.hand)
-    except BackendUnavailable as error:
-        problems.append(str(error))
+    except (BackendUnavailable, SubmissionDoubt) as error:
+        problems.append(_words(error))
     items = Items(f.folder)
     events = _observe(f, items, problems)
     judged, unread = accept_ended(f.ledger, f.folder, items)
     problems += unread
     problems += publish_accepted(f.ledger, f.folder, items)
     return Turn(events, judged, 0, is_finished(f), tuple(problems))
+
+
+def _words(error: FermigridError) -> str:
+    return f"{error} {error.hint}".strip()
 
 
 def watch_once(f: Following) -> Turn:
@@ -63,8 +67,8 @@ def watch_once(f: Following) -> Turn:
     try:
         settle(f.ledger, f.folder, f.hand)
         turn = replace(turn, submitted=advance(f))
-    except BackendUnavailable as error:
-        turn = replace(turn, problems=(*turn.problems, str(error)))
+    except (BackendUnavailable, SubmissionDoubt) as error:
+        turn = replace(turn, problems=tuple(dict.fromkeys((*turn.problems, _words(error)))))
     return replace(turn, finished=is_finished(f))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -407,3 +407,24 @@ def test_looking_sends_nothing(tmp_path: Path, system: Memory) -> None:
         assert look(f).submitted == 0
         assert f.ledger.batches() == []
         assert watch_once(f).submitted == 1
+
+
+def test_a_doubt_that_only_a_person_can_end_is_said_and_stops_no_verb(
+    tmp_path: Path, system: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is in the queue twice: `find` says what to remove, and the campaign can still be looked at."""
+    system.answer = "silent"
+    with campaign(tmp_path) as f:
+        with pytest.raises(BackendUnavailable):
+            advance(f)
+        said = SubmissionDoubt("it is there twice", "Remove one: condor_rm 7.")
+        monkeypatch.setattr(stand_in, "find", raising(said))
+        assert look(f).problems == ("it is there twice Remove one: condor_rm 7.",)
+        assert watch_once(f).problems[-1] == "it is there twice Remove one: condor_rm 7."
+
+
+def raising(error: Exception) -> Callable[[object], None]:
+    def find(batch: object) -> None:
+        raise error
+
+    return find
