@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from fermigrid.errors import RunFolderError
@@ -85,11 +84,3 @@ def make_work(folder: Path, plan: Path) -> None:
     """
     for shard in (plan / "shards").iterdir():
         (folder / shard.name).mkdir(parents=True, exist_ok=True)
-
-
-def read_items(plan: Path) -> Iterator[tuple[str, str]]:
-    """(job name, shard file) of each job of a plan, in order."""
-    with (plan / "items.txt").open(encoding="ascii") as lines:
-        for line in lines:
-            name, shard, _ = line.split()
-            yield name, shard

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -163,3 +163,11 @@ SMALL_DISK = (
     "unshare", "--user", "--map-root-user", "--mount", "sh", "-euc",
     'mount -t tmpfs -o size="$1" none "$2"; shift 2; exec "$@"', "small-disk",
 )  # fmt: skip
+
+
+def read_items(plan: Path) -> Iterator[tuple[str, str]]:
+    """(job name, shard file) of each job of a plan, in order."""
+    with (plan / "items.txt").open(encoding="ascii") as lines:
+        for line in lines:
+            name, shard, _ = line.split()
+            yield name, shard

@@ -11,8 +11,8 @@ from typing import Any
 
 from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.errors import BackendUnavailable, SubmissionDoubt, SubmissionRefused
-from fermigrid.planfolder import read_items
 from fermigrid.states import Seen
+from tests.campaigns import read_items
 
 TIME = datetime(2027, 3, 4, 5, 6, 8, tzinfo=UTC)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from fermigrid.errors import RunFolderError, Unrepresentable
-from fermigrid.planfolder import is_plan, make_work, read_items, write_plan
+from fermigrid.planfolder import is_plan, make_work, write_plan
 from fermigrid.runfolder import RunFolder, check_path
-from tests.campaigns import SMALL, SMALL_DISK, assemble, finish, plans, python, write
+from tests.campaigns import SMALL, SMALL_DISK, assemble, finish, plans, python, read_items, write
 
 LARGE = SMALL.replace("{count: 2}", "{count: 100000}") + "block: 100000\n"
 
