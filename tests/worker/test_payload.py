@@ -127,7 +127,8 @@ def test_what_the_payload_leaves_behind_is_ended(make_job: MakeJob) -> None:
 
 def test_signals_are_as_at_birth_in_the_payload(make_job: MakeJob) -> None:
     done = sh(make_job, "grep SigIgn /proc/self/status; read -r line || echo 'stdin is empty'").run()
-    assert b"SigIgn:\t0000000000000000" in done.out
+    (ignored,) = (line.split()[1] for line in done.out.splitlines() if line.startswith(b"SigIgn:"))
+    assert int(ignored, 16) & 0x7FFFFFFF == 0  # 32 and on are the C library's own, and depend on who started the tests
     assert b"stdin is empty" in done.out
 
 
