@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +87,19 @@ class Node:
         """A signal to the worker, from inside the pool, where its process id means something."""
         done = self.pool.run("fermi", "kill", f"-{name}", (job.scratch / "pid").read_text().strip())
         assert done.returncode == 0, done.stderr
+
+    def kill_container(self, job: Job) -> None:
+        """SIGKILL to the container of this job: the node runs those of other tests, too."""
+        table = self.pool.run("fermi", "ps", "-u", "fermi", "-o", "pid=,ppid=,args=").stdout
+        rows = [
+            (int(pid), int(parent), args) for pid, parent, args in (row.split(None, 2) for row in table.splitlines())
+        ]
+        family = {int((job.scratch / "pid").read_text())}
+        for _ in rows:  # a child may stand above its parent
+            family |= {pid for pid, parent, _ in rows if parent in family}
+        doomed = [str(pid) for pid, _, args in rows if pid in family and re.search("untime parent|inside$", args)]
+        done = self.pool.run("fermi", "kill", "-KILL", *doomed)
+        assert doomed and done.returncode == 0, table
 
     def processes(self) -> str:
         return self.pool.run("fermi", "ps", "-u", "fermi", "-o", "pid,args").stdout
@@ -388,7 +404,8 @@ def test_a_bind_that_has_no_mount_point(node: Node) -> None:
 def test_secrets(node: Node, head: dict[str, str], end: str) -> None:
     wallet = node.folder / "wallet"
     wallet.mkdir()
-    (wallet / "ewallet.p12").write_text("canary-8f14e45f")
+    canary = f"canary-{uuid.uuid4().hex}"  # of this test alone: others run on the same node
+    (wallet / "ewallet.p12").write_text(canary)
     secret = [
         ("secret", "oracle"),
         ("secret.from", str(wallet)),
@@ -401,7 +418,7 @@ def test_secrets(node: Node, head: dict[str, str], end: str) -> None:
         done.err
     )
     assert b"canary" not in done.out and "canary" not in done.err
-    left = node.pool.run("fermi", "find", "/dev/shm", "/tmp", "-user", "fermi", "-name", "fermigrid.*").stdout
+    left = node.pool.run("fermi", "grep", "-rls", canary, "/dev/shm").stdout
     assert left == ""
 
 
@@ -439,9 +456,9 @@ def test_an_end_by_signal(node: Node, head: dict[str, str], name: str) -> None:
 
 @ORDERS
 def test_a_payload_that_ignores_term(node: Node, head: dict[str, str]) -> None:
-    job = node.job(
-        head=head, settings=[("grace", "1"), *node.path], **sh("trap '' TERM; echo ready; while :; do sleep 1.7; done")
-    )
+    nap = f"sleep 1.{random.randrange(10**9):09d}"  # known among the processes of other tests
+    script = f"trap '' TERM; echo ready; while :; do {nap}; done"
+    job = node.job(head=head, settings=[("grace", "1"), *node.path], **sh(script))
     process = node.start(job)
     until_ready(process)
     began = time.monotonic()
@@ -449,18 +466,19 @@ def test_a_payload_that_ignores_term(node: Node, head: dict[str, str]) -> None:
     done = finish(process)
     assert time.monotonic() - began < 6
     assert done.code == 137 and done.data["signals"] == ["TERM"]
-    assert "sleep 1.7" not in node.processes()
+    assert nap not in node.processes()
 
 
 @ORDERS
 def test_a_container_that_is_killed(node: Node, head: dict[str, str]) -> None:
-    job = node.job(head=head, **sh("echo ready; sleep 61.7; echo late"))
+    nap = f"sleep 61.{random.randrange(10**9):09d}"
+    job = node.job(head=head, **sh(f"echo ready; {nap}; echo late"))
     process = node.start(job)
     until_ready(process)
-    assert node.pool.run("fermi", "pkill", "-KILL", "-f", "untime parent|inside$").returncode == 0
+    node.kill_container(job)
     done = finish(process, 20)
     assert done.code != 0 and b"late" not in done.out
-    assert "sleep 61.7" not in node.processes()
+    assert nap not in node.processes()
 
 
 # --- outputs
