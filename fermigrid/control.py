@@ -43,7 +43,8 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
     for batch_id, indices in wanted.items():
         batch = batches[batch_id]
         backend = backends.load(batch.backend)
-        getattr(backend, action)([handle_of(f.folder, batch)], indices)
+        act = {"remove": backend.remove, "hold": backend.hold, "release": backend.release}[action]
+        act([handle_of(f.folder, batch)], indices)
         if action == "remove" and indices is None:
             f.ledger.remove(batch.id, f.hand.now(), f.hand.who)
         else:

@@ -60,7 +60,7 @@ def campaign_digest(assembled: Assembled, site: str | None) -> str:
     asked = [assembled.text, site, sorted(assembled.campaign.parameters.items())]
     digest.update(json.dumps(asked).encode())
     for run in assembled.runs:
-        digest.update(f"{run.name} {run.events} {run.columns or ''}\n".encode())
+        digest.update(f"{run.name} {run.events} {sorted((run.columns or {}).items())}\n".encode())
     digest.update((assembled.bundle.sha256 if assembled.bundle else "").encode())
     return digest.hexdigest()
 

@@ -428,3 +428,11 @@ def raising(error: Exception) -> Callable[[object], None]:
         raise error
 
     return find
+
+
+def test_the_order_of_a_tables_columns_makes_no_other_campaign(tmp_path: Path, system: Memory) -> None:
+    text = SMALL.replace("{count: 2}", "{table: runs.csv}")
+    with campaign(tmp_path, text, "run,season,sky\nr1,winter,north\n") as first:
+        made = first.ledger.campaign()
+    with campaign(tmp_path, text, "sky,run,season\nnorth,r1,winter\n") as again:
+        assert again.ledger.campaign() == made
