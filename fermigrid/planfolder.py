@@ -12,6 +12,7 @@ from fermigrid.errors import RunFolderError
 from fermigrid.plan import Plan
 from fermigrid.render import render_job_env, render_manifest, render_shards, render_submit
 from fermigrid.resources import shipped
+from fermigrid.worker import assemble_worker
 
 
 def write_plan(plan: Plan, folder: Path) -> str:
@@ -52,7 +53,7 @@ def _write_files(plan: Plan, folder: Path) -> str:
             out.write(shard.items)
             items.update(shard.items)
     files["items.txt"] = items.hexdigest()
-    write("worker.sh", (templates / "worker" / "worker.sh").read_bytes())
+    write("worker.sh", assemble_worker(templates, plan.header.worker).encode())
     (folder / "worker.sh").chmod(0o755)
     write("job.env", render_job_env(plan.header).encode())
     if plan.assembled.bundle:

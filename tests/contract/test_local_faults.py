@@ -24,6 +24,7 @@ from fermigrid.backends.local_job import MEMORY, prepare, read_options, remove_j
 from fermigrid.backends.local_runner import Items
 from fermigrid.quoting import encode_lines, encode_row
 from fermigrid.states import Seen
+from fermigrid.worker import assemble_worker
 from tests.contract.test_backend_local import (
     LIMIT,
     Engine,
@@ -78,7 +79,7 @@ def with_secret(engine: Engine, canary: Path, **options: object) -> RenderedBatc
     (batch.plan_dir / "shards" / shard).write_bytes(row)
     (batch.plan_dir / "items.txt").write_text(f"j0 {shard} 1\n")
     (batch.plan_dir / "job.env").write_text(encode_lines([*JOB_ENV, *secret]))
-    shutil.copy(WORKER, batch.plan_dir / "worker.sh")
+    (batch.plan_dir / "worker.sh").write_text(assemble_worker(WORKER.parents[1], [*JOB_ENV, *secret]))
     (batch.work_dir / shard / "out").mkdir(parents=True)
     return batch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 import subprocess
@@ -16,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fermigrid.quoting import encode_row
-from tests.worker.worker_job import WORKER
+from fermigrid.worker import assemble_worker, parts_needed
+from tests.worker.worker_job import EVERYTHING, WORKER
 
 Bash = Callable[..., bytes]
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -152,7 +152,7 @@ def test_forbidden_constructs_of_newer_bash() -> None:
         r"(?<!\+)\"\$\{(env_list|row_env|secret_set|signals|pending|linked|limit|resume|proxy)\[@\]\}\"(?!\})",
         r"\beval\b",
     ]
-    text = WORKER.read_text()
+    text = "\n".join(part.read_text() for part in WORKER.parent.glob("*.sh"))
     found = [
         (pattern, line)
         for pattern in forbidden
@@ -162,8 +162,35 @@ def test_forbidden_constructs_of_newer_bash() -> None:
     assert found == []
 
 
-def test_it_is_small_executable_and_clean() -> None:
-    assert WORKER.stat().st_size < 76_000
-    assert os.access(WORKER, os.X_OK)
-    done = subprocess.run(["shellcheck", WORKER], capture_output=True, text=True, check=False)
+def test_the_parts_together_are_clean(tmp_path: Path) -> None:
+    """shellcheck sees the worker as one file, with the comments that tell it what is meant."""
+    lines = (WORKER.parent / "worker.sh").read_text().splitlines()
+    lines = [line for line in lines if not line.startswith("here=")]
+    for number, line in enumerate(lines):
+        if match := re.fullmatch(r'\. "\$here/(\w+\.sh)"', line):
+            lines[number] = (WORKER.parent / match[1]).read_text()
+    whole = tmp_path / "worker.sh"
+    whole.write_text("\n".join(lines) + "\n")
+    done = subprocess.run(["shellcheck", whole], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_every_part_is_in_the_worker() -> None:
+    text = WORKER.read_text()
+    assert [part.name for part in WORKER.parent.glob("*.sh") if f'/{part.name}"' not in text and part != WORKER] == []
+
+
+@pytest.mark.parametrize("optional", ["cache", "inside", "secrets"])
+def test_a_worker_without_a_part_has_no_function_of_it(optional: str) -> None:
+    """The node's worker has the parts that its job.env needs; a function that is not there is called by none of the others."""
+    needs = {"cache": EVERYTHING[0], "inside": EVERYTHING[1], "secrets": EVERYTHING[2]}
+    assert parts_needed([needs[optional]]) == {optional}
+    function = re.compile(r"^(_\w+)\(\)", re.MULTILINE)
+    own = set(function.findall((WORKER.parent / f"{optional}.sh").read_text()))
+    text = assemble_worker(WORKER.parents[1], [field for field in EVERYTHING if field != needs[optional]])
+    assert not own & set(function.findall(text))
+    assert own & set(function.findall(assemble_worker(WORKER.parents[1], [needs[optional]])))
+
+
+def test_it_is_small() -> None:
+    assert len(assemble_worker(WORKER.parents[1], EVERYTHING)) < 60_000

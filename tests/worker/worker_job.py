@@ -13,8 +13,15 @@ from typing import Any
 
 from fermigrid.quoting import encode_lines, encode_row
 from fermigrid.report import Report, parse_report
+from fermigrid.resources import shipped
+from fermigrid.worker import assemble_worker
 
-WORKER = Path(__file__).resolve().parents[2] / "submit_templates/worker/worker.sh"
+WORKER = shipped("submit_templates") / "worker/worker.sh"
+EVERYTHING = [
+    ("node_cache", "/cache"),
+    ("order", "wrapper-inside"),
+    ("secret", "oracle"),
+]  # the settings that need all parts
 NAME, BATCH = "clump.r0239557414.c003", "0123456789abcdef0123456789abcdef"
 NO_RUNTIME = "/nonexistent/apptainer"
 
@@ -58,9 +65,10 @@ class Job:
     def write(self) -> list[str]:
         """Writes the scratch folder; the worker's command line."""
         self.scratch.mkdir(parents=True, exist_ok=True)
-        (self.scratch / "worker.sh").write_bytes(WORKER.read_bytes())
+        settings = [*self._common(), *self.settings, *self._bundle()]
+        (self.scratch / "worker.sh").write_text(assemble_worker(shipped("submit_templates"), settings))
         (self.scratch / "worker.sh").chmod(0o755)
-        (self.scratch / "job.env").write_text(encode_lines([*self._common(), *self.settings, *self._bundle()]))
+        (self.scratch / "job.env").write_text(encode_lines(settings))
         identity = [("job", NAME), ("run", "r0239557414"), ("piece", "c003")]
         shard = encode_row([*identity, *(("arg", arg) for arg in self.args), *self.row]).encode() + b"\n"
         name = f"s0000-{hashlib.sha256(shard).hexdigest()[:32]}.rows"

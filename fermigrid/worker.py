@@ -1,0 +1,58 @@
+"""The worker for a batch: one file, made of submit_templates/worker/worker.sh and the parts that the batch needs. Pure.
+
+What a batch needs is read from its job.env, so that a job without messages or secrets does not carry their code to the
+node. Comments and indentation stay behind: the node's bash reads the file for every job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Fields = Sequence[tuple[str, str]]
+
+_PART = re.compile(r'\. "\$here/(?P<name>[a-z_]+)\.sh"')
+_COMMENT = re.compile(r"(?P<code>.*?)  # [^\"'`]*")
+_NEEDED: Mapping[str, Callable[[Fields], bool]] = {
+    "cache": lambda fields: _has(fields, "node_cache"),
+    "inside": lambda fields: ("order", "wrapper-inside") in fields,
+    "secrets": lambda fields: _has(fields, "secret"),
+}
+OPTIONAL = tuple(_NEEDED)
+
+
+def _has(fields: Fields, key: str) -> bool:
+    return any(name == key for name, _ in fields)
+
+
+def parts_needed(fields: Fields) -> frozenset[str]:
+    """The optional parts of the worker that a batch with this job.env needs."""
+    return frozenset(name for name, is_needed in _NEEDED.items() if is_needed(fields))
+
+
+def assemble_worker(templates: Path, fields: Fields) -> str:
+    """The text of worker.sh for a batch; `fields` are those of its job.env."""
+    folder = templates / "worker"
+    needed = parts_needed(fields)
+    head, *lines = (folder / "worker.sh").read_text().splitlines()
+    text = [head, "# fermigrid's worker, without its comments; its source is submit_templates/worker/ of fermigrid."]
+    for line in lines:
+        part = _PART.fullmatch(line)
+        if part is None:
+            text += _code(line) if not line.startswith("here=") else []
+        elif part["name"] not in _NEEDED or part["name"] in needed:
+            for inner in (folder / f"{part['name']}.sh").read_text().splitlines():
+                text += _code(inner)
+    return "\n".join([*text, ""])
+
+
+def _code(line: str) -> list[str]:
+    """The line without its indentation and its comment; nothing when nothing else is on it."""
+    bare = line.strip()
+    if bare.startswith("#"):
+        return []
+    comment = _COMMENT.fullmatch(bare)
+    if comment and not any(comment["code"].count(quote) % 2 for quote in "\"'"):
+        bare = comment["code"]
+    return [bare] if bare else []

@@ -1,0 +1,188 @@
+# shellcheck shell=bash
+# Time, words, ways out, signals, children: what every other part stands on.
+
+_now() {  # -> now_ms, milliseconds
+    local t
+    if [ -n "${EPOCHREALTIME:-}" ]; then
+        t=${EPOCHREALTIME//[^0-9]/}
+        now_ms=$((t / 1000))
+    else
+        read -r t _ < /proc/uptime
+        t=${t/./}
+        now_ms=$((10#$t * 10))
+    fi
+}
+
+_utc() {  # EPOCH_SECONDS -> utc; the calendar by arithmetic, because old bash has no clock of its own
+    local z=$(($1 / 86400 + 719468)) s=$(($1 % 86400)) era doe yoe doy mp year day month
+    era=$((z / 146097)) doe=$((z % 146097))
+    yoe=$(((doe - doe / 1460 + doe / 36524 - doe / 146096) / 365))
+    doy=$((doe - (365 * yoe + yoe / 4 - yoe / 100)))
+    mp=$(((5 * doy + 2) / 153))
+    day=$((doy - (153 * mp + 2) / 5 + 1)) month=$((mp < 10 ? mp + 3 : mp - 9))
+    year=$((yoe + era * 400 + (month <= 2)))
+    printf -v utc '%04d-%02d-%02dT%02d:%02d:%02dZ' "$year" "$month" "$day" $((s / 3600)) $((s / 60 % 60)) $((s % 60))
+}
+
+_log() {  # WORDS...
+    local utc words="$*"
+    _now
+    _utc $((begin + (now_ms - begin_ms) / 1000))
+    printf 'fermigrid| %s %s\n' "$utc" "${words//[[:cntrl:]]/?}" >&2 2> /dev/null || :
+}
+
+_seconds() {  # MILLISECONDS -> seconds, a decimal number
+    local ms=$(($1 < 0 ? 0 : $1))
+    printf -v seconds '%d.%03d' $((ms / 1000)) $((ms % 1000))
+}
+
+_phase() {  # NAME: the time until now belongs to the phase before
+    _now
+    spent[$phase]=$((${spent[$phase]:-0} + now_ms - phase_ms))
+    phase=$1 phase_ms=$now_ms
+}
+
+_get() { printf -v "$1" '%s' "${set_of[$2]:-${3:-}}"; }  # VARIABLE KEY [DEFAULT]
+
+_finish() {  # CODE WORDS...
+    finishing=yes
+    exit_code=$1
+    shift
+    message=$*
+    exit "$exit_code"
+}
+
+_finish_or_full() {  # CODE WORDS... ; 89 when the scratch disk is the reason
+    if _scratch_is_full; then
+        local code=$1
+        shift
+        _finish "$SCRATCH_FULL" "scratch is full ($scratch; it would have been $code): $*"
+    fi
+    _finish "$@"
+}
+
+_scratch_is_full() {
+    local free=''
+    { read -r _ && read -r _ _ _ free _; } < <(df -P -k -- "${scratch:-.}" 2> /dev/null) || return 1
+    [[ $free =~ $NUMBER ]] && [ "$free" -lt "$FREE_KB" ]
+}
+
+_on_error() {  # STATUS FUNCTION LINE COMMAND
+    [ "$BASHPID" = "$$" ] || exit "$1"  # a subshell: its parent decides
+    trap - ERR
+    if [ "$phase" != finish ] && _scratch_is_full; then
+        _finish "$SCRATCH_FULL" "scratch is full ($scratch): $2, line $3"
+    fi
+    _finish "$INTERNAL" "internal error in $2, line $3, status $1"
+}
+
+# Runs in the middle of whatever is going on, often a `read`, so it reads nothing: a second `read` makes the first one wait for ever.
+_on_signal() {  # NAME NUMBER
+    signals+=("$1")
+    if [ -n "$finishing" ]; then
+        return 0
+    elif [ "$phase" = payload ]; then
+        pending+=("$1")
+        printf 'signal\n' >&"$pipe_fd"  # wakes _await
+    elif [[ $1 == USR[12] || $1 == XCPU ]]; then
+        return 0  # a warning to a payload that does not run
+    elif [ -n "$critical" ]; then
+        deferred=$2
+    else
+        _finish $((128 + $2)) "ended by signal $1 in phase $phase"
+    fi
+}
+
+_ending_signal() {  # -> true, and `ending` its number, when a signal has come that ends a job
+    local name
+    ending=''
+    for name in ${signals[@]+"${signals[@]}"}; do
+        case $name in HUP) ending=1 ;; INT) ending=2 ;; QUIT) ending=3 ;; TERM) ending=15 ;; esac
+    done
+    [ -n "$ending" ]
+}
+
+# Polls, ever more slowly, up to twice a second: in bash's own `wait`, of two signals at once, or a signal and the end of the
+# child, one can be lost. Kills the group when `kill_at` comes, and gives up 5 s later: a dead mount makes processes unkillable.
+_await() {  # GROUP -> its status
+    local nap=5 pause status=0
+    while kill -0 "$1" 2> /dev/null; do
+        [ ${#pending[@]} = 0 ] || _forward
+        if [ "$kill_at" != 0 ]; then
+            _now
+            [ "$now_ms" -lt "$kill_at" ] || kill -KILL -- "-$1" 2> /dev/null || :
+            if [ "$now_ms" -gt $((kill_at + 5000)) ]; then disown "$1"; kill_at=0; return 137; fi
+        fi
+        printf -v pause '0.%03d' "$nap"
+        read -r -t "$pause" -u "$pipe_fd" _ || :
+        nap=$((nap < 470 ? nap + nap / 16 + 1 : 499))
+    done
+    kill_at=0
+    wait "$1" 2> /dev/null || status=$?
+    return "$status"
+}
+
+_run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took longer (0: no limit)
+    local limit=$1 status=0
+    shift
+    set -m
+    "$@" < /dev/null 3>&- 4>&- &
+    child=$!
+    set +m
+    if [ "$limit" != 0 ]; then _now; kill_at=$((now_ms + limit * 1000)); fi
+    _await "$child" || status=$?
+    child=''
+    return "$status"
+}
+
+_sleep() { _run 0 sleep "$1" || :; }
+
+# Asks something that may never be answered, such as the state of a mount, in a child that is left behind when even
+# KILL does not end it. -> answer: the lines of its stdout; false when none came for SECONDS.
+_ask() {  # SECONDS COMMAND... (0: no limit)
+    local limit=$1 fd line='' waited=0 status
+    shift
+    answer=()
+    exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null 3>&- 4>&-; printf '%s\n' "$BASHPID"; "$@"; printf 'ended\n')
+    read -r -u "$fd" asked
+    while [ "$line" != ended ]; do
+        status=0
+        IFS= read -r -t 1 -u "$fd" line || status=$?  # by the second: old bash runs no trap in a longer one
+        if [ "$status" = 0 ]; then
+            [ "$line" = ended ] || answer+=("$line")
+        elif [ "$status" -le 128 ] || { waited=$((waited + 1)) && [ "$waited" = "$limit" ]; }; then
+            kill -KILL "$asked" 2> /dev/null || :
+            break
+        fi
+    done
+    exec {fd}<&-
+    asked=''
+    [ "$line" = ended ]
+}
+
+_run_quietly() { _ask "$1" _copied "${@:2}" && [ "${answer[0]:-}" = yes ]; }  # SECONDS COMMAND...
+
+_copied() { if "$@" > /dev/null; then printf 'yes\n'; fi; }
+
+_sha256() {  # FILE... -> answer: their digests in order, empty for one that cannot be read
+    local i lines=()
+    answer=()
+    [ $# -gt 0 ] || return 0
+    if ! _ask 0 sha256sum -- "$@" || [ ${#answer[@]} != $# ]; then
+        for i in "$@"; do _ask 0 sha256sum -- "$i" || :; lines+=("${answer[0]:-}"); done
+        answer=("${lines[@]}")
+    fi
+    for i in "${!answer[@]}"; do
+        answer[i]=${answer[i]#\\}  # a backslash before the digest: the name was escaped
+        answer[i]=${answer[i]%% *}
+    done
+}
+
+_size() {  # FILE -> size; empty when there is none
+    size=$(stat -L -c %s -- "$1" 2> /dev/null) || size=''
+}
+
+_quote() {  # TEXT -> quoted, one word of any Bourne shell
+    local q="'\\''"
+    quoted="'${1//\'/$q}'"
+}
