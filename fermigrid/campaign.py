@@ -169,6 +169,31 @@ class Accounting(Model):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
 
 
+def _instance(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,20}", text):
+        raise ValueError("is no process instance: a number, as in PIPELINE_PROCESSINSTANCE")
+    return text
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._%+=/-]+@[A-Za-z0-9.-]+", text) or text.startswith("-"):
+        raise ValueError("is no mail address: name@host, in plain letters")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class PipelineMessages(Model):
+    """Start and end messages of a job of the Fermi pipeline (only for a campaign of one job): who sends them to whom,
+    for which process instance, and the name of its log file."""
+
+    instance: Annotated[str, AfterValidator(_instance)]
+    source: Address = Field(alias="from")
+    to: Address
+    log: str
+
+
 class Campaign(Model):
     """A campaign file."""
 
@@ -189,3 +214,4 @@ class Campaign(Model):
     retries: Retries = Retries()
     accounting: Accounting = Accounting()
     allow_uber: bool = False
+    messages: PipelineMessages | None = None

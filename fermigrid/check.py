@@ -10,7 +10,7 @@ from fermigrid.config import Key, nearest
 from fermigrid.errors import Problem
 from fermigrid.image import Image
 from fermigrid.placeholder import compile_text, fields_of
-from fermigrid.plan import Assembled, constants_of, jobs_of, variables_of
+from fermigrid.plan import Assembled, constants_of, image_paths, jobs_of, variables_of
 from fermigrid.runs import Run
 from fermigrid.site import Site
 from fermigrid.split import count_jobs
@@ -169,10 +169,13 @@ def _inside(path: str) -> bool:
 
 def _image(a: Assembled, site: Site) -> Iterator[Problem]:
     c, image = a.campaign, a.catalogue.images[a.campaign.image]
-    path = site.images[c.image].path if c.image in site.images else image.path
-    if site.backend != "local" and not (path or image.http or (image.registry and site.container.registry)):
-        yield a.source.problem(("image",), f"{c.image!r} has no source that site {site.site!r} can use")
-    if site.container.launch == "site" and path is None:
+    paths = image_paths(c.image, image, site)
+    formats = site.container.formats
+    over_http = (image.http and "sif" in formats) or (image.tar and "directory" in formats)
+    if site.backend != "local" and not (paths or over_http or (image.registry and site.container.registry)):
+        text = f"{c.image!r} has no source that site {site.site!r} can use (it takes {' and '.join(formats)} images)"
+        yield a.source.problem(("image",), text)
+    if site.container.launch == "site" and not paths:
         text = f"{c.image!r} has no path (on CVMFS or at the site), which site {site.site!r} needs to start it"
         yield a.source.problem(("image",), text)
     jobs = sum(count_jobs(step, a.runs) for step in c.steps.values())

@@ -39,7 +39,7 @@ def _by_digest(text: str) -> str:
 
 
 class Http(Model):
-    """The same image as a file behind HTTP: mirrors in the order to try."""
+    """The same image as a file behind HTTP: mirrors in the order to try, the file's sha256 and size in bytes."""
 
     urls: Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], Field(min_length=1)]
     sha256: Annotated[str, AfterValidator(_digest)]
@@ -47,15 +47,18 @@ class Http(Model):
 
 
 class Image(Model):
-    """A container image. `path` is a directory or SIF on CVMFS or a shared file system, `marker` the text of its
-    /etc/fermigrid-image by which the worker knows that it is inside this image."""
+    """A container image. `path` is a directory or SIF on CVMFS or a shared file system, `sif` the same as a SIF where
+    both exist; `http` fetches a SIF, `tar` a tarred directory image. `marker` is the text of its /etc/fermigrid-image, by
+    which the worker knows that it is inside this image."""
 
     title: str = ""
     flavour: Literal["light", "uber"]
     distribution: Literal["cvmfs", "http", "registry", "site"] = "cvmfs"
     path: BindPath | None = None
+    sif: BindPath | None = None
     marker: Annotated[str, AfterValidator(_marker)] | None = None
     http: Http | None = None
+    tar: Http | None = None
     registry: Annotated[str, AfterValidator(_by_digest)] | None = None
     mount_points: tuple[BindPath, ...] = ()
 

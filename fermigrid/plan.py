@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fermigrid.advance import Work
-from fermigrid.campaign import Campaign, Resources, Step
-from fermigrid.image import Image, Software
+from fermigrid.campaign import Campaign, PipelineMessages, Resources, Step
+from fermigrid.image import Http, Image, Software
 from fermigrid.placeholder import compile_text
 from fermigrid.quoting import encode_field
 from fermigrid.runs import Run
-from fermigrid.site import Secret, Site
+from fermigrid.site import Secret, Site, SiteImage
 from fermigrid.split import count_jobs, pieces_of
 
 if TYPE_CHECKING:
@@ -133,11 +133,10 @@ def plan_batch(assembled: Assembled, work: Work) -> Plan:
     campaign, site = assembled.campaign, assembled.sites[work.site]
     step = campaign.steps[work.step]
     image = assembled.catalogue.images[campaign.image]
-    path = site.images[campaign.image].path if campaign.image in site.images else image.path
     request = Request(
         resources=step.resources,
         site=site,
-        image_path=path,
+        image_path=next(iter(image_paths(campaign.image, image, site)), None),
         image_digest=image.http.sha256 if image.http else image.marker or "",
         max_running=campaign.limits.running,
         retries=campaign.retries.max,
@@ -153,20 +152,29 @@ def plan_batch(assembled: Assembled, work: Work) -> Plan:
         block=work.block,
         generation=work.generation,
         jobs=count_jobs(step, work.runs),
-        worker=tuple(_worker_fields(assembled, work, site, step, image, path)),
+        worker=tuple(_worker_fields(assembled, work, site, step, image)),
         request=request,
     )
     return Plan(header, assembled, work)
 
 
-def _worker_fields(
-    a: Assembled, work: Work, site: Site, step: Step, image: Image, path: str | None
-) -> Iterator[tuple[str, str]]:
+def image_paths(name: str, image: Image, site: Site) -> tuple[str, ...]:
+    """Where the image lies on the site's file systems, in the formats that the site's runtime accepts."""
+    here: Image | SiteImage = site.images.get(name, image)
+    formats = {
+        path: "sif" if path == here.sif or path.endswith(".sif") else "directory"
+        for path in (here.path, here.sif)
+        if path
+    }
+    return tuple(path for path, form in formats.items() if form in site.container.formats)
+
+
+def _worker_fields(a: Assembled, work: Work, site: Site, step: Step, image: Image) -> Iterator[tuple[str, str]]:
     """The fields of job.env, in the order of docs/architecture.md."""
     yield from (("format", "1"), ("campaign", a.campaign.campaign), ("step", work.step), ("site", site.site))
     yield from (("block", work.block), ("generation", str(work.generation)))
     yield from _container_fields(site)
-    yield from _image_fields(a.campaign.image, image, path, site)
+    yield from _image_fields(a.campaign.image, image, site)
     for bind in (*site.binds, *a.campaign.binds):
         yield from (("bind", bind.source), ("bind.to", bind.to), ("bind.mode", bind.mode))
         yield "bind.required", "yes" if bind.required else "no"
@@ -182,6 +190,19 @@ def _worker_fields(
     yield "output.kind", site.output.kind
     if site.output.root:
         yield "output.root", site.output.root
+    yield from (("limit.stage_in", str(site.staging.stage_in)), ("limit.stage_out", str(site.staging.stage_out)))
+    yield from (("stage.tries", str(site.staging.tries)), ("cores.limit", str(site.staging.cores)))
+    if a.campaign.messages:
+        yield from _message_fields(a.campaign.messages, site)
+
+
+def _message_fields(who: PipelineMessages, site: Site) -> Iterator[tuple[str, str]]:
+    yield from (("message.to", who.to), ("message.from", who.source), ("message.instance", who.instance))
+    yield "message.log", who.log
+    yield from (("message.via", route) for route in site.messages.via)
+    if site.messages.ca:
+        yield "message.ca", site.messages.ca
+    yield "message.timeout", str(site.messages.timeout)
 
 
 def _environment(a: Assembled, work: Work, site: Site) -> dict[str, str]:
@@ -201,21 +222,23 @@ def _container_fields(site: Site) -> Iterator[tuple[str, str]]:
         yield "rehearsal", "yes"
     yield "order", container.order
     yield from (("runtime", runtime) for runtime in container.runtimes)
+    yield from (("runtime.option", option) for option in container.options)
+    yield from (("preamble", line) for line in container.preamble)
     yield "container.workdir", container.workdir
     if container.backoff:
         yield "backoff", str(container.backoff)
 
 
-def _image_fields(name: str, image: Image, path: str | None, site: Site) -> Iterator[tuple[str, str]]:
+def _image_fields(name: str, image: Image, site: Site) -> Iterator[tuple[str, str]]:
     container = site.container
     yield "image", name
     if image.marker:
         yield "image.marker", image.marker
-    if path:
-        yield "image.path", path
-    if image.http:
-        yield from (("image.url", url) for url in image.http.urls)
-        yield from (("image.sha256", image.http.sha256), ("image.size", str(image.http.size)))
+    yield from (("image.path", path) for path in image_paths(name, image, site))
+    if image.http and "sif" in container.formats:
+        yield from _download_fields("sif", image.http)
+    elif image.tar and "directory" in container.formats:
+        yield from _download_fields("directory", image.tar)
     if image.registry and container.registry:
         yield "image.registry", image.registry
     if container.node_cache:
@@ -223,9 +246,19 @@ def _image_fields(name: str, image: Image, path: str | None, site: Site) -> Iter
             ("node_cache", container.node_cache.path),
             ("node_cache.limit", str(container.node_cache.limit)),
         )
+        if container.node_cache.shared:
+            yield "node_cache.shared", "yes"
     if site.proxy:
         yield "http_proxy", site.proxy
     yield from (("limit.path", str(container.limits.path)), ("limit.http", str(container.limits.http)))
+    if container.limits.jitter:
+        yield "jitter", str(container.limits.jitter)
+
+
+def _download_fields(form: str, http: Http) -> Iterator[tuple[str, str]]:
+    yield "image.format", form
+    yield from (("image.url", url) for url in http.urls)
+    yield from (("image.sha256", http.sha256), ("image.size", str(http.size)))
 
 
 def _software_fields(name: str, software: Software) -> Iterator[tuple[str, str]]:

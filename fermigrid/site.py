@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Resources, Seconds, Variable, Word
 from fermigrid.config import Model, Source, load, nearest
 from fermigrid.errors import ConfigError, NotFound, Problem
 from fermigrid.image import Catalogue
 from fermigrid.units import parse_bytes, parse_seconds
+
+_ROUTE = re.compile(
+    r"(?:sendmail|program|spool):/[^\x00-\x1f\x7f]+|smtp://[A-Za-z0-9.\[\]:_-]+|https?://[^\s\x00-\x1f]+"
+)
+
+
+def _route(text: str) -> str:
+    if not _ROUTE.fullmatch(text):
+        raise ValueError("is no route: sendmail:/path, program:/path, smtp://host:port, https://..., or spool:/folder")
+    return text
+
+
+def _option(text: str) -> str:
+    if not re.fullmatch(r"--?[A-Za-z0-9][A-Za-z0-9_=,./:+-]*", text):
+        raise ValueError("is no option of a runtime: -x or --name or --name=value, without blanks")
+    return text
+
+
+def _line(text: str) -> str:
+    if any(ord(char) < 32 and char != "\t" for char in text):
+        raise ValueError("must be one line without control characters")
+    return text
+
+
+Option = Annotated[str, AfterValidator(_option)]
+Line = Annotated[str, AfterValidator(_line)]
 
 
 class Htcondor(Model):
@@ -38,17 +65,19 @@ class Local(Model):
 
 
 class NodeCache(Model):
-    """A folder of the node that jobs share, for images."""
+    """A folder of the node that jobs share, for images. Each user has a part of his own, unless it is `shared`."""
 
     path: BindPath
     limit: Bytes = parse_bytes("20 GiB")
+    shared: bool = False
 
 
 class Ladder(Model):
-    """Time limits of the image ladder's rungs."""
+    """Time limits of the image ladder's rungs; `jitter`: the longest random wait before a download."""
 
     path: Seconds = 30
     http: Seconds = parse_seconds("30 min")
+    jitter: Seconds | None = None
 
 
 class Container(Model):
@@ -59,6 +88,9 @@ class Container(Model):
     dialect: Literal["self-healing", "plain", "none"] = "none"
     vacate_counter: str = "NumVacatesByReason.SingularityTestFailed"
     runtimes: tuple[str, ...] = ("apptainer", "singularity")
+    options: tuple[Option, ...] = ()
+    formats: Annotated[tuple[Literal["directory", "sif"], ...], Field(min_length=1)] = ("directory", "sif")
+    preamble: tuple[Line, ...] = ()
     binds_anywhere: bool = True
     workdir: BindPath = "/srv"
     rehearsal: bool = False
@@ -101,10 +133,31 @@ class Output(Model):
         return self
 
 
+class Staging(Model):
+    """Limits of stage-in and stage-out, each for all files of a job; `cores`: the most bytes of core files that a failed
+    job keeps."""
+
+    stage_in: Seconds = parse_seconds("2 h")
+    stage_out: Seconds = parse_seconds("2 h")
+    tries: Annotated[int, Field(ge=1, le=20)] = 3
+    cores: Bytes = parse_bytes("2 GiB")
+
+
+class Messages(Model):
+    """How start and end messages leave a node: routes in the order to try, each `sendmail:/path`, `program:/path` (the
+    message on its stdin), `smtp://host:port`, an https URL to POST to, or `spool:/folder`. A node's P2_SENDMAIL comes
+    first. `ca`: a file of certificates for https."""
+
+    via: tuple[Annotated[str, AfterValidator(_route)], ...] = ()
+    ca: BindPath | None = None
+    timeout: Seconds = 30
+
+
 class SiteImage(Model):
     """What differs at this site for an image of the catalogue."""
 
     path: BindPath
+    sif: BindPath | None = None
 
 
 class SiteLimits(Model):
@@ -139,6 +192,8 @@ class Site(Model):
     environment: Environment = {}
     secrets: dict[Word, Secret] = {}
     output: Output
+    staging: Staging = Staging()
+    messages: Messages = Messages()
     limits: SiteLimits = SiteLimits()
 
 

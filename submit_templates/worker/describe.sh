@@ -25,16 +25,22 @@ _take_setting() {  # KEY VALUE of job.env
     case $1 in
         campaign | step | site | block | image) _need "$TAME" "$2" "$1" ;;
         format) [ "$2" = 1 ] || _bad "job.env has format $2; this worker knows format 1" ;;
-        generation | image.size | node_cache.limit | limit.path | limit.http | backoff | grace) _need "$NUMBER" "$2" "$1" ;;
+        generation | image.size | node_cache.limit | limit.path | limit.http | limit.stage_in | limit.stage_out | stage.tries | \
+            cores.limit | jitter | backoff | grace | message.timeout | message.instance) _need "$NUMBER" "$2" "$1" ;;
         launch) [[ $2 == site || $2 == worker ]] || _bad "launch=$2" ;;
         order) [[ $2 == wrapper-inside || $2 == wrapper-outside ]] || _bad "order=$2" ;;
         output.kind) [[ $2 == transfer || $2 == posix ]] || _bad "output.kind=$2" ;;
         image.sha256 | code.sha256) _need "$HEX64" "$2" "$1" ;;
-        image.path | container.workdir | node_cache | output.root) _bindable "$2" ;;
+        image.path) _bindable "$2"; image_paths+=("$2") ;;
+        image.format) [[ $2 == sif || $2 == directory ]] || _bad "image.format=$2" ;;
+        container.workdir | node_cache | output.root) _bindable "$2" ;;
         code) _local_name "$2" code ;;
-        rehearsal | image.marker | image.registry | http_proxy) ;;
+        rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.ca) ;;
         image.url) image_urls+=("$2") ;;
         runtime) runtimes+=("$2") ;;
+        runtime.option) runtime_options+=("$2") ;;
+        preamble) preamble+=("$2") ;;
+        message.via) message_via+=("$2") ;;
         bind) _bindable "$2"; bind_from+=("$2") bind_to+=("$2") bind_mode+=(ro) bind_required+=(yes) ;;
         bind.to) _last ${#bind_from[@]} "$1"; _bindable "$2"; bind_to[last]=$2 ;;
         bind.mode) _last ${#bind_from[@]} "$1"; _need '^r[ow]$' "$2" "$1"; bind_mode[last]=$2 ;;

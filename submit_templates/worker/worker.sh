@@ -28,7 +28,7 @@ readonly SUMMARY_KEYS=64 SUMMARY_BYTES=256 MESSAGE_BYTES=2000
 job='' shard_file='' row_number='' batch=''  # the arguments
 side=run  # run; inside: started again in the container by order wrapper-inside
 declare -A set_of=()  # job.env: the keys that come once
-image_urls=() runtimes=() env_list=()
+image_paths=() image_urls=() runtimes=() runtime_options=() preamble=() message_via=() env_list=()
 bind_from=() bind_to=() bind_mode=() bind_required=() bind_result=()
 software=() software_from=() software_to=() software_path=() software_env=() software_env_of=()
 secret=() secret_from=() secret_point=() secret_point_of=() secret_set=()
