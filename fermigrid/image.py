@@ -48,8 +48,8 @@ class Http(Model):
 
 class Image(Model):
     """A container image. `path` is a directory or SIF on CVMFS or a shared file system, `sif` the same as a SIF where
-    both exist; `http` fetches a SIF, `tar` a tarred directory image. `marker` is the text of its /etc/fermigrid-image, by
-    which the worker knows that it is inside this image."""
+    both exist; `http` fetches a SIF, `tar` a tarred directory image. `marker` is the text of its /etc/fermigrid-image,
+    by which the worker knows that it is inside this image."""
 
     title: str = ""
     flavour: Literal["light", "uber"]

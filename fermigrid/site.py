@@ -134,8 +134,8 @@ class Output(Model):
 
 
 class Staging(Model):
-    """Limits of stage-in and stage-out, each for all files of a job; `cores`: the most bytes of core files that a failed
-    job keeps."""
+    """Limits of stage-in and stage-out, each for all files of a job; `cores`: the most bytes of core files that a
+    failed job keeps."""
 
     stage_in: Seconds = parse_seconds("2 h")
     stage_out: Seconds = parse_seconds("2 h")
