@@ -173,6 +173,7 @@ def _worker_fields(a: Assembled, work: Work, site: Site, step: Step, image: Imag
     """The fields of job.env, in the order of docs/architecture.md."""
     yield from (("format", "1"), ("campaign", a.campaign.campaign), ("step", work.step), ("site", site.site))
     yield from (("block", work.block), ("generation", str(work.generation)))
+    yield "walltime", str(step.resources.walltime)
     yield from _container_fields(site)
     yield from _image_fields(a.campaign.image, image, site)
     for bind in (*site.binds, *a.campaign.binds):

@@ -20,6 +20,9 @@ from fermigrid.errors import Unrepresentable
 from fermigrid.plan import Header, Plan, Request
 from fermigrid.quoting import encode_lines, encode_submit_string, encode_submit_value
 
+PATIENCE_S = (
+    300  # the batch system stops a job that is so long over its walltime: its worker should have done so itself
+)
 SHARD_BYTES = 64 * 1024  # a job fetches its shard whole: small enough for a slow link, large enough to be few files
 
 
@@ -123,7 +126,7 @@ def submit_row(header: Header) -> dict[str, Any]:
         "cpus": resources.cpus,
         "memory_mb": -(-resources.memory // 2**20),
         "disk_kb": -(-resources.disk // 2**10),
-        "walltime_s": resources.walltime,
+        "stop_after_s": resources.walltime + PATIENCE_S,
         "requirements": condor.requirements,
         "singularity_image": image_request(request),
         "accounting_group": request.accounting_group,

@@ -48,7 +48,7 @@ _finish() {  # CODE WORDS...
     finishing=yes
     exit_code=$1
     shift
-    message=$*
+    message="${overtime:+over its walltime of ${set_of[walltime]} s: }$*"
     exit "$exit_code"
 }
 
@@ -108,6 +108,10 @@ _await() {  # GROUP -> its status
     local nap=5 pause status=0
     while kill -0 "$1" 2> /dev/null; do
         [ ${#pending[@]} = 0 ] || _forward
+        if [ "$end_by" != 0 ]; then
+            _now
+            if [ "$now_ms" -ge "$end_by" ]; then end_by=0 overtime=yes; _on_signal TERM 15; fi
+        fi
         if [ "$kill_at" != 0 ]; then
             _now
             [ "$now_ms" -lt "$kill_at" ] || kill -KILL -- "-$1" 2> /dev/null || :

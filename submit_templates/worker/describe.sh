@@ -26,7 +26,7 @@ _take_setting() {  # KEY VALUE of job.env
         campaign | step | site | block | image) _need "$TAME" "$2" "$1" ;;
         format) [ "$2" = 1 ] || _bad "job.env has format $2; this worker knows format 1" ;;
         generation | image.size | node_cache.limit | limit.path | limit.http | limit.stage_in | limit.stage_out | stage.tries | \
-            cores.limit | jitter | backoff | grace | message.timeout | message.instance) _need "$NUMBER" "$2" "$1" ;;
+            cores.limit | jitter | backoff | grace | walltime | message.timeout | message.instance) _need "$NUMBER" "$2" "$1" ;;
         launch) [[ $2 == site || $2 == worker ]] || _bad "launch=$2" ;;
         order) [[ $2 == wrapper-inside || $2 == wrapper-outside ]] || _bad "order=$2" ;;
         output.kind) [[ $2 == transfer || $2 == posix ]] || _bad "output.kind=$2" ;;

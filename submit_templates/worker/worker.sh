@@ -43,6 +43,7 @@ where=host container=none rehearsal=false runtime='' runtime_name='' runtime_ver
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_dir=''
 secret_dir='' secret_fd='' guard_fd=''
 inner_runs='' started_payload=false payload_exit=null payload_signal=null signals=() pending=()
+end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' parts=()
 json='' object='' json_tried='' json_inputs='' json_outputs='' json_image='' json_binds='' json_report=''
@@ -72,6 +73,7 @@ _main() {
     _make_folders
     _parse_settings job.env
     attempt=g${set_of[generation]}.${attempt#*.}
+    [ -z "${set_of[walltime]:-}" ] || end_by=$((begin_ms + set_of[walltime] * 1000))
     _check_digests
     _parse_row "$shard_file" "$row_number"
     _find_where

@@ -28,7 +28,7 @@ ROW: dict[str, Any] = {
     "cpus": 1,
     "memory_mb": 64,
     "disk_kb": 1024,
-    "walltime_s": 600,
+    "stop_after_s": 600,
     "requirements": 'GLIDEIN_Site == "SITEA"',
     "singularity_image": None,
     "attributes": {},

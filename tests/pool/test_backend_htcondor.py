@@ -334,8 +334,8 @@ def test_a_container_that_starts_nowhere_is_given_up(pool: Pool, job_folder: Pat
     assert last(seen, Seen.REMOVED).reason == "it was held for a reason that a release does not cure"
 
 
-def test_a_job_over_its_walltime_leaves_the_queue(job_folder: Path) -> None:
-    batch = write_batch(job_folder, f"{GOOD}; sleep 600", walltime_s=2)
+def test_a_job_whose_worker_does_not_end_it_at_its_walltime_leaves_the_queue(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f"{GOOD}; sleep 600", stop_after_s=2)
     with submitted(batch) as handle:
         seen = wait_until_seen(handle, Seen.REMOVED, limit=90)
     assert last(seen, Seen.HELD).code.startswith("47/")

@@ -355,7 +355,7 @@ def test_resources_are_rounded_up_to_what_the_site_counts_in(tmp_path: Path) -> 
     assert "request_memory=1M" in odd
     assert "request_disk=2K" in odd
     assert "request_cpus=3" in odd
-    assert "allowed_execute_duration=90" in odd
+    assert "allowed_execute_duration=390" in odd
 
 
 def test_attributes_of_a_site_are_strings_whatever_they_hold(tmp_path: Path) -> None:
