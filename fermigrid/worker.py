@@ -16,6 +16,7 @@ _PART = re.compile(r'\. "\$here/(?P<name>[a-z_]+)\.sh"')
 _COMMENT = re.compile(r"(?P<code>.*?)  # [^\"'`]*")
 _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     "cache": lambda fields: _has(fields, "node_cache"),
+    "messages": lambda fields: _has(fields, "message.to"),
     "inside": lambda fields: ("order", "wrapper-inside") in fields,
     "secrets": lambda fields: _has(fields, "secret"),
 }

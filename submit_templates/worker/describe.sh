@@ -35,12 +35,11 @@ _take_setting() {  # KEY VALUE of job.env
         image.format) [[ $2 == sif || $2 == directory ]] || _bad "image.format=$2" ;;
         container.workdir | node_cache | output.root) _bindable "$2" ;;
         code) _local_name "$2" code ;;
-        rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.ca) ;;
+        rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.ca | message.via) ;;
         image.url) image_urls+=("$2") ;;
         runtime) runtimes+=("$2") ;;
         runtime.option) runtime_options+=("$2") ;;
         preamble) preamble+=("$2") ;;
-        message.via) message_via+=("$2") ;;
         bind) _bindable "$2"; bind_from+=("$2") bind_to+=("$2") bind_mode+=(ro) bind_required+=(yes) ;;
         bind.to) _last ${#bind_from[@]} "$1"; _bindable "$2"; bind_to[last]=$2 ;;
         bind.mode) _last ${#bind_from[@]} "$1"; _need '^r[ow]$' "$2" "$1"; bind_mode[last]=$2 ;;

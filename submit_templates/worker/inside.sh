@@ -23,11 +23,11 @@ _run_inner() {
 }
 
 _take_inner_report() {
-    local code=''
+    local code='' status user system elapsed
     [ -r "$control/report" ] || return 0
-    { read -r code && IFS= read -r json_report; } < "$control/report" || json_report=''
-    [[ -n $json_report && $code =~ $NUMBER ]] || return 0
-    finishing=yes exit_code=$code
+    { read -r code status user system elapsed && IFS= read -r json_report; } < "$control/report" || json_report=''
+    [[ -n $json_report && $elapsed =~ $NUMBER ]] || return 0
+    finishing=yes exit_code=$code payload_exit=$status user_ms=$user system_ms=$system spent[payload]=$elapsed
     exit "$code"
 }
 

@@ -34,6 +34,7 @@ _payload_environment() {  # the allow-list, the same in each mode
     _assign_env "FERMIGRID_CAMPAIGN=${set_of[campaign]}" "FERMIGRID_STEP=${set_of[step]}" "FERMIGRID_RUN=$row_run" \
         "FERMIGRID_PIECE=$row_piece" "FERMIGRID_JOB=$job" "FERMIGRID_SITE=${set_of[site]}" "FERMIGRID_ATTEMPT=$attempt" \
         "FERMIGRID_BATCH=$batch" "FERMIGRID_SUMMARY=$view/.fermigrid/summary"
+    [ -z "$messages" ] || _set_env PIPELINE_SUMMARY "$view/.fermigrid/summary"
 }
 
 # What runs first on the payload's side: proves that the container is the right one and is as it should be, leaves the word
@@ -60,9 +61,11 @@ _write_launcher() {  # COMMAND...
             _quote "${env_values[i]}"
             printf 'export %s=%s\n' "${env_names[i]}" "$quoted"
         done
-        printf 'exec'
+        printf 'set --'
         for i in "$@"; do _quote "$i"; printf ' %s' "$quoted"; done
         printf '\n'
+        [ -z "$messages" ] || [ -n "$inner_runs" ] || _write_tools "$1"
+        printf 'exec "$@"\n'
     } > "$control/launch.sh" || _finish_or_full "$INTERNAL" "the launcher cannot be written"
 }
 
@@ -87,7 +90,7 @@ _close_inherited() {  # in the child: signals are its own from here, open files 
     local fd
     trap - ERR PIPE
     printf 'ready\n' >&"$pipe_fd"
-    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$secret_fd" "$pipe_fd"; do
+    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$secret_fd" "${start_fd:-}" "$pipe_fd"; do
         [ -z "$fd" ] || exec {fd}>&-
     done
 }
@@ -102,10 +105,21 @@ _launch_bare() {  # in this container, or in a rehearsal: with an empty environm
     exec -c "$BASH" "$control/launch.sh"
 }
 
+_cpu() {  # + or -: the seconds of the children that have ended -> user_ms, system_ms; bash counts them, no image needs time(1)
+    local line count=0
+    times >&"$pipe_fd"
+    while [ "$count" != 2 ] && read -r -t 1 -u "$pipe_fd" line; do [[ $line != *m*s ]] || count=$((count + 1)); done
+    [[ ${line:-} =~ ^([0-9]+)m([0-9]+)\.([0-9]{3})s\ ([0-9]+)m([0-9]+)\.([0-9]{3})s$ ]] || return 0
+    set -- "$1" "${BASH_REMATCH[@]:1}"
+    user_ms=$((user_ms $1 ($2 * 60000 + 10#$3$4))) system_ms=$((system_ms $1 ($5 * 60000 + 10#$6$7)))
+}
+
 _start_payload() {  # COMMAND... -> status
     local group line=''
     status=0
     rm -f -- "$control/started.$side"
+    user_ms=0 system_ms=0
+    _cpu -
     set -m
     "$@" < /dev/null 3>&- 4>&- &
     group=$!
@@ -116,6 +130,7 @@ _start_payload() {  # COMMAND... -> status
     done
     payload_group=$group
     _await "$group" || status=$?
+    _cpu +
     kill -KILL -- "-$group" 2> /dev/null || :  # what the payload left behind
     [ -z "$inner_runs" ] || _kill_inner
     payload_group=''

@@ -46,7 +46,7 @@ _read_summary() {  # `key: value` lines of the payload, the last value of a key;
     [ -n "$control" ] && [ -f "$control/summary" ] && [ ! -L "$control/summary" ] || return 0
     while { IFS= read -r -n 4096 line || [ -n "$line" ]; } && [ "$count" -lt 1000 ]; do
         count=$((count + 1)) key=${line%%:*} value=${line#*:}
-        [[ $line == *:* && $key =~ ^[A-Za-z][A-Za-z0-9_.-]{0,63}$ ]] || continue
+        [[ $line == *:* && $key != PipelineC* && $key =~ ^[A-Za-z][A-Za-z0-9_.-]{0,63}$ ]] || continue
         value=${value#"${value%%[! ]*}"}
         for i in "${!summary_keys[@]}"; do [ "${summary_keys[i]}" != "$key" ] || { summary_values[i]=${value:0:SUMMARY_BYTES}; continue 2; }; done
         [ ${#summary_keys[@]} -lt "$SUMMARY_KEYS" ] || continue
@@ -92,7 +92,7 @@ _describe_outputs() {
 }
 
 _describe() {  # -> json_report, the whole report
-    local i name parts_of=() lines=() phases summary runtime words="${signals[*]-}"
+    local i name parts_of=() lines=() phases summary runtime user words="${signals[*]-}"
     _collect_runtime
     _describe_image
     _describe_binds
@@ -105,6 +105,9 @@ _describe() {  # -> json_report, the whole report
     _seconds $((now_ms - begin_ms))
     _object "${parts_of[@]}" @total "$seconds"
     phases=$object
+    _seconds "$user_ms"
+    user=$seconds
+    _seconds "$system_ms"
     for i in "${!summary_keys[@]}"; do lines+=("${summary_keys[i]}" "${summary_values[i]}"); done
     _object ${lines[@]+"${lines[@]}"}
     summary=$object
@@ -113,7 +116,7 @@ _describe() {  # -> json_report, the whole report
     _object @format 1 job "$job" batch "$batch" attempt "$attempt" @start "$start" site "${set_of[site]:-}" host "${HOSTNAME:-}" \
         where "$where" container "$container" @rehearsal "$rehearsal" order "${set_of[order]:-wrapper-outside}" \
         @started_payload "$started_payload" @image "$json_image" @runtime "$runtime" @binds "[$json_binds]" @phases "$phases" \
-        @exit "$exit_code" @payload_exit "$payload_exit" @signal "$payload_signal" @signals "[${words:+\"${words// /\", \"}\"}]" \
+        @user "$user" @system "$seconds" @exit "$exit_code" @payload_exit "$payload_exit" @signal "$payload_signal" @signals "[${words:+\"${words// /\", \"}\"}]" \
         message "${message:0:MESSAGE_BYTES}" @inputs "[$json_inputs]" @outputs "[$json_outputs]" @summary "$summary" \
         @begin "$begin" @end $((begin + (now_ms - begin_ms) / 1000))
     json_report=$object

@@ -42,7 +42,7 @@ declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stag
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null version_fd=''
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_dir=''
 secret_dir='' secret_fd='' guard_fd=''
-inner_runs='' started_payload=false payload_exit=null payload_signal=null signals=() pending=()
+inner_runs='' messages='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=()
 end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' parts=()
@@ -63,11 +63,12 @@ _main() {
     _now
     begin_ms=$now_ms phase_ms=$now_ms
     _set_traps
+    [ -z "$messages" ] || _read_messages
+    _find_start
     _need "$TAME" "$job" "job"
     _need "$TAME" "$shard_file" "shard file"
     _need "$TAME" "$batch" "batch"
     _need '^[1-9][0-9]{0,8}$' "$row_number" "row"
-    _find_start
     _log "job $job, batch $batch, on $HOSTNAME in $scratch"
     [[ $scratch != *[:,]* ]] || _bad "the scratch folder $scratch has a colon or comma in its name"
     _make_folders
@@ -77,6 +78,7 @@ _main() {
     _check_digests
     _parse_row "$shard_file" "$row_number"
     _find_where
+    [ -z "$messages" ] || _send_start
     [ ${#secret[@]} = 0 ] || _stage_secrets
     _phase setup
     _make_container_ready
@@ -164,12 +166,14 @@ _on_exit() {
     fi
     if [ "$side" = inside ]; then
         [ ${#parts[@]} = 0 ] || rm -f -- "${parts[@]}"
-        printf '%s\n%s\n' "$exit_code" "$json_report" > "$control/report.new" && mv -f -- "$control/report.new" "$control/report"
+        printf '%s\n%s\n' "$exit_code $payload_exit $user_ms $system_ms ${spent[payload]}" "$json_report" > "$control/report.new" && mv -f -- "$control/report.new" "$control/report"
         exit "$exit_code"
     fi
     [ -z "$inner_runs" ] || _kill_inner
     [ -z "$secret_dir" ] || _remove_secrets
+    [ -z "$messages" ] || _read_pipeline
     _clean
+    [ -z "$messages" ] || _send_end
     case $exit_code in "$NO_RUNTIME" | "$NO_IMAGE" | "$CVMFS_BROKEN") _get wait backoff 0 ;; esac
     [ "$wait" = 0 ] || _log "then $wait s of waiting, so that this node does not take job after job"
     _print_report || { sleep 1; _print_report; }
@@ -208,6 +212,7 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/secrets.sh"
 . "$here/stage_in.sh"
 . "$here/payload.sh"
+. "$here/messages.sh"
 . "$here/inside.sh"
 . "$here/stage_out.sh"
 . "$here/report.sh"

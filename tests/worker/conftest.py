@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.worker.faulty_http import Faulty, serve
+from tests.worker.node import Node, running_node
 from tests.worker.worker_job import WORKER, Job
 
 
@@ -44,6 +45,13 @@ def small_disk() -> Iterator[list[str]]:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     yield ["unshare", *user, "--mount", "sh", "-c", script, "sh"]
     folder.rmdir()
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    """A worker node of this test's own (mark the test pool: it needs the tree of `ci/pool build`, no daemons)."""
+    with running_node() as running:
+        yield running
 
 
 def bash(script: str, *args: str | bytes, cwd: Path | None = None) -> bytes:
