@@ -170,7 +170,7 @@ class Accounting(Model):
 
 
 def _instance(text: str) -> str:
-    if not re.fullmatch(r"[0-9]{1,20}", text):
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise ValueError("is no process instance: a number, as in PIPELINE_PROCESSINSTANCE")
     return text
 
@@ -186,12 +186,13 @@ Address = Annotated[str, AfterValidator(_address)]
 
 class PipelineMessages(Model):
     """Start and end messages of a job of the Fermi pipeline (only for a campaign of one job): who sends them to whom,
-    for which process instance, and the name of its log file."""
+    for which process instance, the name of its log file, and the folder it works in when that is not the worker's."""
 
     instance: Annotated[str, AfterValidator(_instance)]
     source: Address = Field(alias="from")
     to: Address
     log: str
+    workdir: BindPath | None = None
 
 
 class Campaign(Model):

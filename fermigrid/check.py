@@ -24,7 +24,7 @@ def find_problems(a: Assembled) -> tuple[Problem, ...]:
     """Everything wrong with the assembled campaign, in the order of its file."""
     problems = [*_names(a), *_steps(a)]
     if not problems:
-        problems += _outputs(a)
+        problems += [*_outputs(a), *_messages(a)]
         for site in a.sites.values():
             problems += [*_image(a, site), *_site(a, site)]
     return tuple(sorted(problems))
@@ -167,6 +167,17 @@ def _inside(path: str) -> bool:
     return bool(path) and not any(part in ("", ".", "..") for part in path.split("/")) and path[:10] != ".fermigrid"
 
 
+def _count_jobs(a: Assembled) -> int:
+    return sum(count_jobs(step, a.runs) for step in a.campaign.steps.values())
+
+
+def _messages(a: Assembled) -> Iterator[Problem]:
+    """Messages are of one process instance, which is one job."""
+    if a.campaign.messages and (jobs := _count_jobs(a)) != 1:
+        text = f"messages are of one process instance of the pipeline, so of one job; this campaign has {jobs}"
+        yield a.source.problem(("messages",), text)
+
+
 def _image(a: Assembled, site: Site) -> Iterator[Problem]:
     c, image = a.campaign, a.catalogue.images[a.campaign.image]
     paths = image_paths(c.image, image, site)
@@ -178,7 +189,7 @@ def _image(a: Assembled, site: Site) -> Iterator[Problem]:
     if site.container.launch == "site" and not paths:
         text = f"{c.image!r} has no path (on CVMFS or at the site), which site {site.site!r} needs to start it"
         yield a.source.problem(("image",), text)
-    jobs = sum(count_jobs(step, a.runs) for step in c.steps.values())
+    jobs = _count_jobs(a)
     if image.flavour == "uber" and jobs >= UBER_JOBS and image.distribution != "cvmfs" and not c.allow_uber:
         text = (
             f"{c.image!r} is an uber image that each node fetches whole; for {jobs} jobs ({UBER_JOBS} or more) "

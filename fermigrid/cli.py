@@ -26,6 +26,7 @@ VERBS = {  # verb -> the line that `fermigrid --help` shows
     "hold": "Keep waiting jobs from starting.",
     "release": "Let held jobs go on.",
     "site": "List, show and check sites.",
+    "pipeline": "Drop-in for the pipeline's job control: submit, status, kill.",
 }
 
 

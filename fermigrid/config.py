@@ -117,7 +117,7 @@ class _Builder:
         if node.tag == "tag:yaml.org,2002:null" and node.value in ("", "~", "null", "Null", "NULL"):
             return None
         for char, name in _FORBIDDEN.items():
-            if char in node.value:
+            if char in node.value and not (char != "\0" and key[-2:-1] == ("environment",)):  # job.env carries those
                 text = f"{node.value[:60]!r} contains {name}, which no batch system carries unchanged: remove it"
                 self.problems.append(self.source.problem(key, text))
         if bad := _SURROGATE.search(node.value):

@@ -54,6 +54,12 @@ class Unrepresentable(FermigridError):
         super().__init__(f"{what}: {value!r} cannot be used: {why}")
 
 
+class PipelineRefused(FermigridError):
+    """The environment of a job of the pipeline lacks a variable, or has one that cannot be understood."""
+
+    exit_code = 13
+
+
 class RunFolderError(FermigridError):
     """The run folder exists with something else in it, is damaged, or its path cannot be given to the batch system."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from fermigrid.backends import Cursor
 from fermigrid.errors import LedgerBusy, LedgerError
-from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRecord
+from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRecord, MessageRecord
 from fermigrid.report import Report
 from fermigrid.schema import MIGRATIONS
 from fermigrid.states import State
@@ -203,6 +203,10 @@ class Ledger:
                        WHERE true ON CONFLICT DO NOTHING""",
                     values,
                 )
+                db.executemany(
+                    "INSERT OR IGNORE INTO message VALUES (?,?,?,?,?,?,NULL,'',NULL)",
+                    [(m.id, report.batch, report.job, m.kind, m.doubt, m.text) for m in report.messages],
+                )
             _upsert(db, (job for job, _ in judged))
 
     def attempts(self, job: str) -> list[AttemptRecord]:
@@ -234,6 +238,26 @@ class Ledger:
     def waiting_to_publish(self) -> int:
         """How many accepted attempts have outputs without their final names."""
         return int(self._rows("SELECT count(*) FROM attempt WHERE published = 0 AND accepted = 1")[0][0])
+
+    # --- messages
+
+    def unsent_messages(self) -> list[MessageRecord]:
+        """The start and end messages that are still to be sent, in the order in which they came."""
+        columns = "id, batch, job, kind, doubt, text, due, reason"
+        rows = self._rows(f"SELECT {columns} FROM message WHERE sent IS NULL ORDER BY rowid")
+        return [MessageRecord(r[0], r[1], r[2], r[3], bool(r[4]), r[5], r[6], r[7]) for r in rows]
+
+    def put_off(self, message: str, due: int, doubt: bool, reason: str) -> None:
+        """A message is not to be sent before `due` (seconds since 1970): the last try failed, or may have succeeded."""
+        with self._transaction() as db:
+            db.execute("UPDATE message SET due = ?, doubt = ?, reason = ? WHERE id = ?", (due, doubt, reason, message))
+
+    def message_sent(self, message: MessageRecord, route: str, time: datetime, who: str) -> None:
+        """A message is on its way."""
+        with self._transaction() as db:
+            db.execute("UPDATE message SET sent = ? WHERE id = ?", (_text(time), message.id))
+            what = f"sent the {message.kind} message of {message.job} by {route}"
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, what))
 
     def rehearsed(self) -> int:
         """How many jobs ran without a container (site `local` on a machine without a runtime)."""

@@ -200,6 +200,8 @@ def _worker_fields(a: Assembled, work: Work, site: Site, step: Step, image: Imag
 def _message_fields(who: PipelineMessages, site: Site) -> Iterator[tuple[str, str]]:
     yield from (("message.to", who.to), ("message.from", who.source), ("message.instance", who.instance))
     yield "message.log", who.log
+    if who.workdir:
+        yield "message.workdir", who.workdir
     yield from (("message.via", route) for route in site.messages.via)
     if site.messages.ca:
         yield "message.ca", site.messages.ca

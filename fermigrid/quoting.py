@@ -1,8 +1,9 @@
 """How a person's text crosses each syntax on its way to the payload, and back: pairs `encode_*`, `decode_*`.
 
 A decoder is the exact inverse of its encoder and refuses what the encoder never writes. What a syntax cannot
-carry raises `Unrepresentable`, which names the place and the value. NUL, CR, LF and lone surrogates are
-refused everywhere; every other character of Unicode, control characters included, arrives as it was written.
+carry raises `Unrepresentable`, which names the place and the value. NUL and lone surrogates are refused everywhere,
+CR and LF everywhere but in values for the worker; every other character of Unicode, control characters included,
+arrives as it was written.
 
 HTCondor's rules are those that condor_submit and condor_schedd 25.14 follow, each proved on the real programs
 by tests/pool/test_quoting_real.py; the table is docs/reference/quoting.md.
@@ -18,17 +19,18 @@ from functools import lru_cache
 from fermigrid.errors import Unrepresentable
 
 _FORBIDDEN = re.compile("[\0\r\n\ud800-\udfff]")
+_NEVER = re.compile("[\0\ud800-\udfff]")
 _TAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEY = re.compile(r"[a-z][a-z0-9_.]*")
 
 
-def refuse_control(text: str, what: str) -> str:
+def refuse_control(text: str, what: str, forbidden: re.Pattern[str] = _FORBIDDEN) -> str:
     """Give back a text without the characters that no syntax here carries; `what` names its place.
 
     NUL ends a C string, CR and LF end a line of a submit file, shard or job.env, lone surrogates no UTF-8.
     """
-    if bad := _FORBIDDEN.search(text):
+    if bad := forbidden.search(text):
         names = {"\0": "NUL", "\r": "a carriage return", "\n": "a newline"}
         name = names.get(bad[0], f"the lone surrogate U+{ord(bad[0]):04X}")
         raise Unrepresentable(what, text, f"it has {name} at character {bad.start() + 1}")
@@ -235,19 +237,19 @@ def decode_shell_word(text: str) -> str:
 
 # --- the rows of a shard and the lines of job.env, for the worker ------------------------------------------
 
-_FIELD_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t"})
-_FIELD_UNESCAPE = {"\\\\": "\\", "\\t": "\t"}
+_FIELD_UNESCAPE = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
+_FIELD_ESCAPES = str.maketrans({char: escape for escape, char in _FIELD_UNESCAPE.items()})
 
 
 def encode_field(text: str, what: str = "value for the worker") -> str:
     """Write a value of a row or of job.env; bash's `printf -v x '%b' "$field"` is the inverse."""
-    return refuse_control(text, what).translate(_FIELD_ESCAPES)
+    return refuse_control(text, what, _NEVER).translate(_FIELD_ESCAPES)
 
 
 def decode_field(text: str, what: str = "value for the worker") -> str:
     """Read what `encode_field` wrote."""
-    if not re.fullmatch(r"(?:[^\\\t]|\\[\\t])*+", refuse_control(text, what)):
-        raise Unrepresentable(what, text, "it has a tab, or a backslash that is neither \\\\ nor \\t")
+    if not re.fullmatch(r"(?:[^\\\t]|\\[\\tnr])*+", refuse_control(text, what)):
+        raise Unrepresentable(what, text, "it has a tab, or a backslash that is not of \\\\, \\t, \\n or \\r")
     return re.sub(r"\\.", lambda escape: _FIELD_UNESCAPE[escape[0]], text)
 
 

@@ -1,4 +1,4 @@
-"""What the ledger keeps: campaigns, batches, jobs, attempts. Pure."""
+"""What the ledger keeps: campaigns, batches, jobs, attempts, messages. Pure."""
 
 from __future__ import annotations
 
@@ -56,6 +56,20 @@ class JobRecord:
     host: str = ""
     reason: str = ""
     code: str = ""
+
+
+@dataclass(frozen=True)
+class MessageRecord:
+    """A start or end message that has not been sent yet. `due`: not before, seconds since 1970; None: new."""
+
+    id: str
+    batch: str
+    job: str
+    kind: str
+    doubt: bool
+    text: str
+    due: int | None
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ one counts, and only when its length, job and batch are right.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MARK = b"@@FERMIGRID "
 TAIL_BYTES = 1 << 20  # a report is a few kB; one that is not within the last MB of a log is none
+
+_MESSAGE_ID = re.compile(r"[0-9]{1,18}\.[A-Za-z0-9.]{1,60}@fermigrid")  # a file name, too, in a spool folder
 
 INFRASTRUCTURE = frozenset({81, 82, 83, 84, 86, 88, 89, 91, 99})  # started again, elsewhere by preference
 WORDS = {
@@ -51,6 +54,16 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Message:
+    """A start or end message of the pipeline that the node did not send for certain; `doubt`: it may have arrived."""
+
+    kind: str
+    id: str
+    doubt: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What one attempt says of itself. `data` is the whole JSON, as it came."""
 
@@ -69,6 +82,7 @@ class Report:
     end: int
     outputs: tuple[Output, ...]
     summary: Mapping[str, str]
+    messages: tuple[Message, ...]
     data: str
 
 
@@ -120,8 +134,15 @@ def _from_json(data: Mapping[str, Any], text: str) -> Report:
         end=int(data["end"]),
         outputs=_outputs(data),
         summary={str(key): str(value) for key, value in data["summary"].items()},
+        messages=tuple(_message(m) for m in data.get("messages", ()) if m["result"] != "sent"),
         data=text,
     )
+
+
+def _message(data: Mapping[str, Any]) -> Message:
+    if not _MESSAGE_ID.fullmatch(str(data["id"])):
+        raise ValueError(f"{data['id']!r} is no Message-ID")
+    return Message(str(data["kind"]), str(data["id"]), data["result"] == "doubt", str(data["text"]))
 
 
 def _exit_code(value: object) -> int:

@@ -73,4 +73,18 @@ MIGRATIONS = (
         what TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE message (             -- start and end messages that a node did not send for certain
+        id TEXT PRIMARY KEY,           -- its Message-ID, without brackets
+        batch TEXT NOT NULL REFERENCES batch,
+        job TEXT NOT NULL,
+        kind TEXT NOT NULL,            -- start or end
+        doubt INTEGER NOT NULL,        -- 1: it may have arrived
+        text TEXT NOT NULL,            -- headers and body
+        due INTEGER,                   -- not to be sent before, seconds since 1970; NULL: not looked at yet
+        reason TEXT NOT NULL,          -- why the last try here failed
+        sent TEXT                      -- when
+    ) STRICT;
+    CREATE INDEX unsent ON message (sent) WHERE sent IS NULL;
+    """,
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Resources, Seconds, Variable, Word
 from fermigrid.config import Model, Source, load, nearest
@@ -18,6 +18,16 @@ from fermigrid.units import parse_bytes, parse_seconds
 _ROUTE = re.compile(
     r"(?:sendmail|program|spool):/[^\x00-\x1f\x7f]+|smtp://[A-Za-z0-9.\[\]:_-]+|https?://[^\s\x00-\x1f]+"
 )
+
+_ROOTS = {
+    "xrootd": re.compile(r"x?root://[A-Za-z0-9.-]+(?::[0-9]+)?/(?:/[A-Za-z0-9._+=@,:~-]+)+"),
+    "http": re.compile(r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/[A-Za-z0-9._+=@,:~-]+)*"),
+}
+_ROOT_WORDS = {
+    "posix": "an absolute path",
+    "xrootd": "a folder, root://host//path or root://host:port//path, without a slash at its end",
+    "http": "a folder, https://host/path or https://host:port/path, without a slash at its end",
+}
 
 
 def _route(text: str) -> str:
@@ -121,16 +131,29 @@ class Secret(Model):
 
 
 class Output(Model):
-    """Where outputs go: `transfer` back with the job, or `posix`: a folder of the site's file system."""
+    """Where outputs go: `transfer` back with the job, `posix`: a folder of the site's file system, `xrootd` and `http`
+    (WebDAV): a folder of a server."""
 
-    kind: Literal["transfer", "posix"]
-    root: BindPath | None = None
+    kind: Literal["transfer", "posix", "xrootd", "http"]
+    root: str | None = None
 
     @model_validator(mode="after")
     def _root(self) -> Output:
-        if (self.kind == "posix") != (self.root is not None):
-            raise ValueError("kind: posix needs a root (an absolute path); kind: transfer has none")
+        if self.kind == "transfer":
+            if self.root is not None:
+                raise ValueError("kind: transfer has no root")
+        elif self.root is None:
+            raise ValueError(f"kind: {self.kind} needs a root: {_ROOT_WORDS[self.kind]}")
+        elif self.kind == "posix":
+            TypeAdapter(BindPath).validate_python(self.root)
+        elif not _ROOTS[self.kind].fullmatch(self.root) or ".." in self.root.split("/"):
+            raise ValueError(f"root {self.root!r} must be {_ROOT_WORDS[self.kind]}")
         return self
+
+    @property
+    def is_remote(self) -> bool:
+        """Do outputs go to a server? Then their names are parts of URLs."""
+        return self.kind in ("xrootd", "http")
 
 
 class Staging(Model):

@@ -38,11 +38,12 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Hand:
-    """Who acts, and the clock: what the core may not read from its surroundings."""
+    """Who acts, the clock, the program of P2_SENDMAIL: what the core may not read from its surroundings."""
 
     who: str
     now: Callable[[], datetime]
     tell: Tell
+    sendmail: str = ""
 
 
 def batch_id(instance: str, digest: str, step: str, site: str, generation: int) -> str:

@@ -11,6 +11,7 @@ from fermigrid.advance import Progress, Work, work_needed
 from fermigrid.backends import JobSeen
 from fermigrid.errors import BackendUnavailable, FermigridError, SubmissionDoubt
 from fermigrid.ledger import Ledger
+from fermigrid.messages import send_missing
 from fermigrid.plan import Assembled
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.runfolder import RunFolder
@@ -60,8 +61,9 @@ def _words(error: FermigridError) -> str:
 
 
 def watch_once(f: Following) -> Turn:
-    """One look, then submit what is ready: batches in doubt that did not land, next steps."""
+    """One look, then send what is ready: messages that nodes could not send, batches in doubt, next steps."""
     turn = look(f)
+    turn = replace(turn, problems=(*turn.problems, *send_missing(f.ledger, f.assembled, f.hand)))
     if f.ledger.campaign().stopped:
         return turn
     try:

@@ -49,6 +49,20 @@ def mount_points(directory: Path) -> list[str]:
     return [path for path in known if (directory / path[1:]).is_dir()]
 
 
+def grid_facts(pool: Path, port: str) -> dict[str, Any]:
+    """What `ci/pool start grid` adds: the resources as submit files name them, and what Slurm has."""
+    if not (pool / "etc/config.d/grid").exists():
+        return {}
+    slurm = {
+        "resource": "batch slurm",
+        "partitions": ["milano", "roma"],
+        "account": "fermi:L1",
+        "licences": {"sps": 10},
+        "node": "milan01",
+    }
+    return {"grid": {"slurm": slurm, "ce": {"resource": f"condor ce@fermigrid.test 127.0.0.1:{port}"}}}
+
+
 def pool_facts(pool: Path, built: Path) -> dict[str, Any]:
     """Everything about the pool in one mapping. Paths on CVMFS are as jobs see them."""
     ports = read_settings(pool / "etc/ports")
@@ -72,6 +86,7 @@ def pool_facts(pool: Path, built: Path) -> dict[str, Any]:
         "node_folders": {"cache": "/var/cache/fermigrid", "scratch": "/lscratch", "shared": "/sps"},
         "users": {"fermi": 20001, "prod": 20002},
         "versions": read_settings(built / "versions"),
+        **grid_facts(pool, ports["PORT"]),
     }
 
 

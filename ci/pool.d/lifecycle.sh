@@ -141,7 +141,7 @@ launch() {
 explain_failure() {  # REASON ; with the tail of the log that tells most
     local log
     say "$1"
-    for log in "$POOL_DIR"/log/start.out $(grep -lE 'ERROR|FATAL|exited with status|EXCEPT' "$POOL_DIR"/log/MasterLog \
+    for log in "$POOL_DIR"/log/start.out $(grep -lE 'ERROR|FATAL|fatal:|exited with status|EXCEPT' "$POOL_DIR"/log/MasterLog \
         "$POOL_DIR"/log/*Log "$POOL_DIR"/log/http-error.log 2> /dev/null | awk '!seen[$0]++' | head -n 3); do
         [ -s "$log" ] || continue
         printf -- '--- the end of %s\n' "$log" >&2

@@ -33,7 +33,8 @@ def make_hand() -> Hand:
     except (KeyError, OSError):  # a uid without an entry: in containers, on nodes without the user database
         user = f"uid{os.getuid()}"
     who = f"{user}@{socket.gethostname()}"
-    return Hand(who, lambda: datetime.now(UTC), lambda text: click.echo(text, err=True))
+    sendmail = os.environ.get("P2_SENDMAIL", "")
+    return Hand(who, lambda: datetime.now(UTC), lambda text: click.echo(text, err=True), sendmail)
 
 
 def locate(campaign: str) -> RunFolder:

@@ -93,6 +93,11 @@ _on_signal() {  # NAME NUMBER
     fi
 }
 
+_calm() {  # ends a stretch in which signals wait; such stretches may lie in each other
+    critical=${critical%?}
+    [ -n "$critical$finishing" ] || [ -z "$deferred" ] || _finish $((128 + deferred)) "ended by signal ${signals[*]} in phase $phase"
+}
+
 _ending_signal() {  # -> true, and `ending` its number, when a signal has come that ends a job
     local name
     ending=''
@@ -119,6 +124,8 @@ _await() {  # GROUP -> its status
         fi
         printf -v pause '0.%03d' "$nap"
         read -r -t "$pause" -u "$pipe_fd" _ || :
+        # bash that was told to end in the middle of a `read` does not hear of a child's end
+        { [ -z "$finishing" ] || ! read -r pause < "/proc/$1/stat" || [[ $pause != *') Z '* ]] || break; } 2> /dev/null
         nap=$((nap < 470 ? nap + nap / 16 + 1 : 499))
     done
     kill_at=0
@@ -129,51 +136,85 @@ _await() {  # GROUP -> its status
 _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took longer (0: no limit)
     local limit=$1 status=0
     shift
+    critical+=.  # a child whose number is not known yet would outlive the worker
     set -m
-    "$@" < /dev/null 3>&- 4>&- &
+    _alone "$@" < /dev/null 3>&- 4>&- &
     child=$!
     set +m
+    _calm
     if [ "$limit" != 0 ]; then _now; kill_at=$((now_ms + limit * 1000)); fi
     _await "$child" || status=$?
     child=''
     return "$status"
 }
 
+_alone() {  # COMMAND...
+    _close_files
+    if declare -F "$1" > /dev/null; then "$@"; else exec "$@"; fi
+}
+
 _sleep() { _run 0 sleep "$1" || :; }
 
-# Asks something that may never be answered, such as the state of a mount, in a child that is left behind when even
-# KILL does not end it. -> answer: the lines of its stdout; false when none came for SECONDS.
+_close_files() {  # in a child: one that cannot be killed must keep nothing of the worker's
+    local fd
+    for fd in $version_fd $cache_fd $guard_fd $oci_fd $secret_fd $start_fd $pipe_fd $ask_fd; do exec {fd}>&-; done
+}
+
+# Asks something that may never be answered, such as the state of a mount, in a group of its own that is left behind when even
+# KILL does not end it. -> answer: the lines of its stdout; false when its end did not come for SECONDS.
 _ask() {  # SECONDS COMMAND... (0: no limit)
-    local limit=$1 fd line='' waited=0 status
+    local limit=$1 line='' waited=0 gone=''
     shift
     answer=()
-    exec {fd}< <(trap - ERR; set +Ee; exec 2> /dev/null < /dev/null 3>&- 4>&-; printf '%s\n' "$BASHPID"; "$@"; printf 'ended\n')
-    read -r -u "$fd" asked
+    [ -n "$ask_fd" ] || exec {ask_fd}<> <(:)
+    critical+=.
+    set -m
+    _answer "$@" >&"$ask_fd" 2> /dev/null < /dev/null 3>&- 4>&- &
+    asked=$!
+    set +m
+    _calm
     while [ "$line" != ended ]; do
-        status=0
-        IFS= read -r -t 1 -u "$fd" line || status=$?  # by the second: old bash runs no trap in a longer one
-        if [ "$status" = 0 ]; then
-            [ "$line" = ended ] || answer+=("$line")
-        elif [ "$status" -le 128 ] || { waited=$((waited + 1)) && [ "$waited" = "$limit" ]; }; then
-            kill -KILL "$asked" 2> /dev/null || :
+        if IFS= read -r -t 1 -u "$ask_fd" line; then  # by the second: old bash runs no trap in a longer one
+            case $line in
+                ended) ;;
+                '@cvmfs '*) json_cvmfs+="${json_cvmfs:+, }${line#* }" ;;
+                *) answer+=("$line") ;;
+            esac
+        elif [ -n "$gone" ] || { waited=$((waited + 1)) && [ "$waited" = "$limit" ]; }; then
+            { disown "$asked"; kill -KILL -- "-$asked"; } 2> /dev/null || :
+            exec {ask_fd}>&-  # it may still write
+            ask_fd=''
             break
+        else
+            kill -0 "$asked" 2> /dev/null || gone=yes
         fi
     done
-    exec {fd}<&-
     asked=''
     [ "$line" = ended ]
 }
 
+_answer() {
+    trap - ERR
+    set +Ee
+    _close_files
+    "$@"
+    printf 'ended\n'
+}
+
 _run_quietly() { _ask "$1" _copied "${@:2}" && [ "${answer[0]:-}" = yes ]; }  # SECONDS COMMAND...
 
-_copied() { if "$@" > /dev/null; then printf 'yes\n'; fi; }
+_copied() {
+    umask 077
+    if "$@" > /dev/null; then printf 'yes\n'; fi
+}
 
 _sha256() {  # FILE... -> answer: their digests in order, empty for one that cannot be read
-    local i lines=()
+    local i left lines=()
     answer=()
     [ $# -gt 0 ] || return 0
-    if ! _ask 0 sha256sum -- "$@" || [ ${#answer[@]} != $# ]; then
-        for i in "$@"; do _ask 0 sha256sum -- "$i" || :; lines+=("${answer[0]:-}"); done
+    _left
+    if ! _ask "$left" sha256sum -- "$@" || [ ${#answer[@]} != $# ]; then
+        for i in "$@"; do _ask "$left" sha256sum -- "$i" || :; lines+=("${answer[0]:-}"); done
         answer=("${lines[@]}")
     fi
     for i in "${!answer[@]}"; do

@@ -29,13 +29,14 @@ _take_setting() {  # KEY VALUE of job.env
             cores.limit | jitter | backoff | grace | walltime | message.timeout | message.instance) _need "$NUMBER" "$2" "$1" ;;
         launch) [[ $2 == site || $2 == worker ]] || _bad "launch=$2" ;;
         order) [[ $2 == wrapper-inside || $2 == wrapper-outside ]] || _bad "order=$2" ;;
-        output.kind) [[ $2 == transfer || $2 == posix ]] || _bad "output.kind=$2" ;;
+        output.kind) [[ $2 =~ ^(transfer|posix|xrootd|http)$ ]] || _bad "output.kind=$2" ;;
         image.sha256 | code.sha256) _need "$HEX64" "$2" "$1" ;;
         image.path) _bindable "$2"; image_paths+=("$2") ;;
         image.format) [[ $2 == sif || $2 == directory ]] || _bad "image.format=$2" ;;
-        container.workdir | node_cache | output.root) _bindable "$2" ;;
+        container.workdir | node_cache) _bindable "$2" ;;
+        output.root) [[ ${set_of[output.kind]:-} == [xh]* ]] || _bindable "$2" ;;
         code) _local_name "$2" code ;;
-        rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.ca | message.via) ;;
+        rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.workdir | message.ca | message.via) ;;
         image.url) image_urls+=("$2") ;;
         runtime) runtimes+=("$2") ;;
         runtime.option) runtime_options+=("$2") ;;
@@ -93,7 +94,7 @@ _parse_settings() {  # FILE
     for line in format campaign step site block generation launch image output.kind; do
         [ -n "${set_of[$line]:-}" ] || _bad "job.env has no $line"
     done
-    [ "${set_of[output.kind]}" = transfer ] || [ -n "${set_of[output.root]:-}" ] || _bad "output.kind=posix without output.root"
+    [ "${set_of[output.kind]}" = transfer ] || [ -n "${set_of[output.root]:-}" ] || _bad "output.kind=${set_of[output.kind]} without output.root"
     [ ${#image_urls[@]} = 0 ] || [ -n "${set_of[image.sha256]:-}" ] || _bad "image.url without image.sha256"
     [ -z "${set_of[code]:-}" ] || [ -n "${set_of[code.sha256]:-}" ] || _bad "code without code.sha256"
 }
@@ -109,7 +110,10 @@ _parse_row() {  # FILE NUMBER
     done
     [ "$row_job" = "$job" ] || _bad "row $2 of $1 is of job '$row_job', not of '$job'"
     [ ${#args[@]} -gt 0 ] || _bad "row $2 of $1 has no command"
-    for i in "${!out_name[@]}"; do [ -n "${out_to[i]}" ] || _bad "output '${out_name[i]}' without out.to"; done
+    for i in "${!out_name[@]}"; do
+        [ -n "${out_to[i]}" ] || _bad "output '${out_name[i]}' without out.to"
+        [[ ${set_of[output.kind]} != [xh]* ]] || _need '^[A-Za-z0-9._+=@,:~/-]+$' "${out_to[i]}" "name in a URL"
+    done
 }
 
 _check_digests() {  # the shard's name carries its digest; the bundle's is in job.env

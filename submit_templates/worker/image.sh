@@ -1,21 +1,39 @@
 # shellcheck shell=bash
 # The image ladder: the path, the node's cache (cache.sh), HTTP, a registry; the first that serves a whole image wins.
 
+climbed=0 damaged=0 others=0 broken='' result=''  # rungs tried so far; of their sources, how many were damaged or out of reach
+
 _climb_ladder() {  # -> image, a folder or file that the runtime can start; 82, 83, 91
-    local began damaged=0 others=0 broken='' result rung_began
+    ! _climb || return 0
+    [ -z "$refusal" ] || _finish_or_full "$refusal_code" "$refusal; and there is no other source of it"
+    [ -z "$broken" ] || _finish "$CVMFS_BROKEN" "CVMFS is broken on $HOSTNAME ($broken), and no other source has the image"
+    [ "$damaged" = 0 ] || [ "$others" != 0 ] || _finish "$IMAGE_DAMAGED" "every source of the image ${set_of[image]} is damaged: $result"
+    _finish_or_full "$NO_IMAGE" "no source has the image ${set_of[image]} for $HOSTNAME"
+}
+
+_climb() {  # -> image, of the next rung that serves; called again, it goes on from there. False: no rung is left
+    local began rung_began i paths=${#image_paths[@]} ending=sif
+    [ "${set_of[image.format]:-}" != directory ] || ending=dir
     _now
     began=$now_ms
-    # each rung says in `result` how it went, and in json_tried
-    if _rung_path || { [ -n "${set_of[node_cache]:-}" ] && _rung_cache; } || _rung_http || _rung_registry; then
+    while [ "$climbed" -lt $((paths + 3)) ]; do
+        i=$climbed climbed=$((climbed + 1))
+        _now
+        rung_began=$now_ms
+        # each rung says in `result` how it went, and in json_tried
+        case $((i - paths)) in
+            0) [ -n "${set_of[node_cache]:-}" ] && _rung_cache ;;
+            1) [ ${#image_urls[@]} != 0 ] && _from_origin _download "${set_of[image.sha256]}.$ending" ;;
+            2) _rung_registry ;;
+            *) _rung_path "${image_paths[i]}" ;;
+        esac || continue
         _now
         _seconds $((now_ms - began))
         image_seconds=$seconds
         _log "image ${set_of[image]}: $rung, $image_source, $seconds s"
         return 0
-    fi
-    [ -z "$broken" ] || _finish "$CVMFS_BROKEN" "CVMFS is broken on $HOSTNAME ($broken), and no other source has the image"
-    [ "$damaged" = 0 ] || [ "$others" != 0 ] || _finish "$IMAGE_DAMAGED" "every source of the image ${set_of[image]} is damaged: $result"
-    _finish_or_full "$NO_IMAGE" "no source has the image ${set_of[image]} for $HOSTNAME"
+    done
+    return 1
 }
 
 _tried() {  # RUNG SOURCE RESULT [damaged]; the result of one try, since rung_began
@@ -34,49 +52,41 @@ _served() {  # RUNG SOURCE FILE
     _tried "$1" "$2" ok
 }
 
-_rung_path() {
-    local path=${set_of[image.path]:-} limit
-    [ -n "$path" ] || return 1
-    _get limit limit.path 30
-    _now
-    rung_began=$now_ms
-    if ! _ask "$limit" _probe_image "$path" "${set_of[image.marker]:-}" || [ ${#answer[@]} = 0 ]; then
-        [[ $path != /cvmfs/* ]] || broken="no answer from $path within $limit s"
-        _tried path "$path" timeout
-        return 1
-    fi
+_rung_path() {  # PATH
+    local path=$1
+    _ask_path "$path" _probe_image "$path" "${set_of[image.marker]:-}" || answer=(hanging)
     case ${answer[0]} in
         ok) _served path "$path" "$path"; return 0 ;;
-        absent) _tried path "$path" absent ;;
-        cvmfs) broken="${answer[1]:-}"; _tried path "$path" "broken: ${answer[1]:-}" ;;
-        damaged) _tried path "$path" "damaged: ${answer[1]:-}" damaged ;;
-        *) _tried path "$path" "broken: ${answer[1]:-}" ;;
+        missing) _tried path "$path" absent ;;
+        hanging) _tried path "$path" timeout ;;
+        damaged) _tried path "$path" "damaged: ${answer[1]}" damaged ;;
+        *) _tried path "$path" "broken: ${answer[0]}" ;;
     esac
+    ! _is_broken "$path" "${answer[0]}" || broken="$path is ${answer[0]}"
     return 1
 }
 
-_probe_image() {  # PATH MARKER; runs in a child that may hang -> two lines: ok|absent|cvmfs|damaged|broken, and words
-    local words found=''
-    if ! words=$(ls -L -- "$1" 2>&1 > /dev/null); then
-        case $words in
-            *'ransport endpoint is not connected'*) printf 'cvmfs\n%s\n' "$words" ;;
-            *'No such file'*) printf 'absent\n' ;;
-            *) printf 'broken\n%s\n' "$words" ;;
-        esac
-    elif [ -d "$1" ]; then
-        [ ! -r "$1$MARKER_FILE" ] || IFS= read -r found < "$1$MARKER_FILE" || :
+_probe_image() {  # PATH MARKER; runs in a child that may hang -> ok, missing or what is wrong; or damaged, and words
+    local words found='' file=$1 damage=''
+    _open "$1"
+    if [ "$words" = there ] && [ -d "$1" ]; then
+        file=$1$MARKER_FILE
+        [ ! -r "$file" ] || IFS= read -r found < "$file" || :
         if [ ! -e "$1/bin/sh" ] && [ ! -L "$1/bin/sh" ] && [ ! -L "$1/bin" ]; then
-            printf 'damaged\n%s\n' "the folder holds no image (no bin/sh)"
+            damage="the folder holds no image (no bin/sh)" file=$1
         elif [ -n "$2" ] && [ "$found" != "$2" ]; then
-            printf 'damaged\n%s\n' "its marker is '$found', the catalogue says '$2'"
-        else
-            printf 'ok\n'
+            damage="its marker is '$found', the catalogue says '$2'"
         fi
-    elif _sif_is_whole "$1"; then
-        printf 'ok\n'
-    else
-        printf 'damaged\n%s\n' "$sif_problem"
+    elif [ "$words" = there ] && ! _sif_is_whole "$1"; then
+        damage=$sif_problem
     fi
+    if [ -n "$damage" ] && [ -f "$file" ]; then  # or is it that it cannot be read?
+        words=$(head -c 200 -- "$file" 2>&1 > /dev/null)
+        [ -n "$words" ] || words=there
+    fi
+    if [ "$words" != there ]; then printf '%s\n' "${words##*: }"
+    elif [ -n "$damage" ]; then printf 'damaged\n%s\n' "$damage"
+    else printf 'ok\n'; fi
 }
 
 _sif_is_whole() {  # FILE -> sif_problem. A SIF has a 32-byte launch line, its magic word, and at 112 and 120 where its data lies
@@ -90,82 +100,122 @@ _sif_is_whole() {  # FILE -> sif_problem. A SIF has a 32-byte launch line, its m
     [[ $offset =~ $NUMBER && $length =~ $NUMBER ]] && [ "${size:-0}" -ge $((offset + length)) ]
 }
 
-_rung_http() {
-    local folder=$scratch/.image sha=${set_of[image.sha256]:-} limit file url deadline
-    [ ${#image_urls[@]} -gt 0 ] || return 1
+_from_origin() {  # FUNCTION NAME: into the cache, once for all jobs of the node; else for this job alone
+    local limit jitter status=2
     _get limit limit.http 1800
+    _get jitter jitter 0
+    [ -z "$cache_dir" ] || { status=0; _into_cache "$@" || status=$?; }
+    [ "$status" = 2 ] || return "$status"
+    mkdir -p -- "$scratch/.image"
+    _bring_image "$1" "$scratch/.image/$2"
+}
+
+_bring_image() {  # FUNCTION FILE: after a random wait, because all nodes of a campaign start at once
+    local deadline part=$2.$EUID.part
+    [ "$jitter" = 0 ] || [ -s "$part" ] || _sleep "$((RANDOM * jitter / 32768)).$((RANDOM % 10))"
     _now
     rung_began=$now_ms deadline=$((now_ms + limit * 1000))
-    if [ -n "$cache_dir" ]; then
-        if ! _lock_cache "$limit"; then
-            _log "node cache: no lock within $limit s; the image is fetched for this job alone"
-        elif [ -e "$cache_dir/$sha.sif" ] && _rung_cache; then
-            _unlock_cache  # another job has fetched it meanwhile
-            return 0
-        elif _make_room "${set_of[image.size]:-0}"; then
-            folder=$cache_dir
-        else
-            _log "node cache: no room within its limit; the image is fetched for this job alone"
-        fi
-    fi
-    [ "$folder" = "$cache_dir" ] || { _unlock_cache; mkdir -p -- "$folder"; }
-    file=$folder/$sha
+    "$1" "$2"
+}
+
+_download() {  # FILE: from the mirrors, in order
+    local url old tries=4 left=${#image_urls[@]}
     for url in "${image_urls[@]}"; do
-        if _fetch "$url" "$file.part" "$deadline" && _check_download "$file.part" && _publish "$file"; then
-            [ "$folder" != "$cache_dir" ] || _hold "$file.sif" || :
-            _unlock_cache
-            _served http "$url" "$file.sif"
-            return 0
-        fi
-        _tried http "$url" "$fetch_result" "$fetch_damage"
+        left=$((left - 1)) old=''
+        [ "$left" != 0 ] || tries=9999  # the last one says when it has time for us
+        [ ! -s "$part" ] || old=yes
+        until { _is_complete || _fetch "$url" "$part" "$deadline" "$tries"; } && _check_download && _publish "$1"; do
+            # what was there before may be the reason: once more, from the start
+            if [ "$fetch_damage$old" = damagedyes ]; then old=''; continue; fi
+            _tried http "$url" "$fetch_result" "$fetch_damage"
+            [[ $fetch_result != cannot* ]] || return 1
+            continue 2
+        done
+        _served http "$url" "$1"
+        return 0
     done
-    _unlock_cache
     return 1
 }
 
-_unlock_cache() {
-    [ -z "$lock_fd" ] || exec {lock_fd}>&-
-    [ -z "$lock_dir" ] || rmdir -- "$lock_dir" 2> /dev/null || :
-    lock_fd='' lock_dir=''
+_is_complete() {  # its downloader was killed afterwards
+    _size "$part"
+    [ -n "$size" ] && [ "$size" = "${set_of[image.size]:-}" ]
 }
 
-_check_download() {  # FILE -> fetch_result, fetch_damage; a wrong file is removed
+_check_download() {  # -> fetch_result, fetch_damage; a wrong file is removed
     local want=${set_of[image.size]:-}
-    _size "$1"
+    _size "$part"
     image_bytes=${size:-0}
     fetch_damage=damaged
     if [ -n "$want" ] && [ "$size" != "$want" ]; then
         fetch_result="damaged: $size bytes, not $want"
     else
-        _sha256 "$1"
+        _sha256 "$part"
         fetch_result="damaged: sha256 ${answer[0]}"
-        if [ "${answer[0]}" = "${set_of[image.sha256]}" ]; then fetch_result=ok fetch_damage=''; return 0; fi
+        [ "${answer[0]}" != "${set_of[image.sha256]}" ] || return 0
     fi
-    rm -f -- "$1" "$1.head" "$1.url"
+    rm -f -- "$part"*
     return 1
 }
 
-_publish() {  # FILE: FILE.part, found good, gets its name
-    if ! mv -f -- "$1.part" "$1.sif" || { [ "${1%/*}" = "$cache_dir" ] && ! _write_stamp "$1.sif"; }; then
-        fetch_result="cannot be written" fetch_damage=''
-        return 1
+_publish() {  # FILE: what was brought, and found good, gets its name
+    fetch_result="cannot be written" fetch_damage=''
+    if [[ $1 == *.dir ]]; then
+        _unpack "$1" || return 1
+    else
+        chmod 644 -- "$part" && mv -f -- "$part" "$1" || return 1
     fi
-    rm -f -- "$1.part.head" "$1.part.url"
+    [ "${1%/*}" != "$cache_dir" ] || { _write_stamp "$1" && _hold "$1"; } || return 1
+    rm -f -- "$part"*
+}
+
+_unpack() {  # FILE: the tar file becomes that folder
+    _ask 0 _count_tar || :
+    image_bytes=${answer[0]:-0}
+    if [ "$image_bytes" != 0 ]; then
+        [ "${1%/*}" != "$cache_dir" ] || _make_room "$image_bytes" || return 1
+        rm -rf -- "$1" "$1.new"
+        { mkdir -- "$1.new" && _run 0 tar -x --no-same-owner -f "$part" -C "$1.new" && chmod -R u+rwX -- "$1.new"; } || return 1
+        _ask 0 _probe_image "$1.new" "${set_of[image.marker]:-}" || :
+        if [ "${answer[0]:-}" = ok ]; then mv -T -- "$1.new" "$1"; return; fi
+        rm -rf -- "$1.new"
+    fi
+    fetch_result="damaged: ${answer[1]:-no tar file of folders and files}" fetch_damage=damaged
+    rm -f -- "$part"*
+    return 1
+}
+
+_count_tar() {  # -> the bytes that it unpacks to, about; nothing when it holds devices, or is no tar file
+    local mode bytes total=0
+    while read -r mode _ bytes _; do
+        [[ $mode == [-dlh]* && $bytes =~ $NUMBER ]] || return
+        total=$((total + bytes + 4096))
+    done < <(tar -tv --numeric-owner -f "$part")
+    printf '%s\n' "$total"
 }
 
 _rung_registry() {
-    local reference=${set_of[image.registry]:-} limit file=$scratch/.image/pulled.sif status=0 size
-    [ -n "$reference" ] || return 1
-    _get limit limit.http 1800
-    _now
-    rung_began=$now_ms
-    mkdir -p -- "$scratch/.image"
+    [ -n "${set_of[image.registry]:-}" ] || return 1
+    if _is_podman; then _podman_pull; else _from_origin _pull "${set_of[image.registry]##*:}.sif"; fi
+}
+
+_pull() {  # FILE: from the registry, by the runtime, which makes a SIF of it
+    local reference=${set_of[image.registry]} status=0
     _runtime_environment
     [ -z "${set_of[http_proxy]:-}" ] || runtime_env+=("http_proxy=${set_of[http_proxy]}" "https_proxy=${set_of[http_proxy]}")
-    _run "$limit" env -i "${runtime_env[@]}" "$runtime" -q pull "$file" "$reference" >&2 || status=$?
-    if [ "$status" != 0 ]; then _tried registry "$reference" "failed ($status)"; return 1; fi
-    if ! _sif_is_whole "$file"; then _tried registry "$reference" "damaged: $sif_problem" damaged; return 1; fi
-    _size "$file"
-    image_bytes=$size
-    _served registry "$reference" "$file"
+    rm -f -- "$part"
+    _run "$limit" env -i "${runtime_env[@]}" "$runtime" -q pull "$part" "$reference" >&2 || status=$?
+    fetch_result="failed ($status)" fetch_damage=''
+    if [ "$status" = 0 ]; then
+        _size "$part"
+        image_bytes=${size:-0}
+        if ! _sif_is_whole "$part"; then
+            fetch_result="damaged: $sif_problem" fetch_damage=damaged
+        elif _publish "$1"; then
+            _served registry "$reference" "$1"
+            return 0
+        fi
+    fi
+    _tried registry "$reference" "$fetch_result" "$fetch_damage"
+    return 1
 }

@@ -4,22 +4,27 @@
 # in every case.
 
 _run_inner() {
-    local name self=$0
+    local self=$0
     inner_runs=yes
     [[ $self == /* ]] || self=$scratch/$self
     cp -- "$self" "$control/worker.sh"
+    _write_launcher /bin/bash "$view/.fermigrid/worker.sh" inside
+    _run_payload  # ends with the inner worker's report, or with _inner_failed
+}
+
+_tell_inner() {  # before each start, because what it says may have changed
+    local name
     _collect_runtime
     _describe_image
     _describe_binds
     {
         printf '%s\n' "job=$job" "shard_file=$shard_file" "row_number=$row_number" "batch=$batch" "attempt=$attempt" "start=$start" \
             "begin=$begin" "begin_ms=$begin_ms" "where=$where" "container=$container" "secret_view=$secret_view" "view=$view" \
-            "userns=$userns" "runtime_name=$runtime_name" "runtime_version=$runtime_version" "HOSTNAME=$HOSTNAME" \
-            "json_image=$json_image" "json_binds=$json_binds"
+            "unsquash=$unsquash" "runtime_name=$runtime_name" "runtime_version=$runtime_version" "HOSTNAME=$HOSTNAME" \
+            "json_image=$json_image" "json_binds=$json_binds" "json_cvmfs=$json_cvmfs"
         for name in "${!spent[@]}"; do printf 'spent.%s=%s\n' "$name" "${spent[$name]}"; done
     } > "$control/outer" || _finish_or_full "$INTERNAL" "cannot write for the inner worker"
-    _write_launcher /bin/bash "$view/.fermigrid/worker.sh" inside
-    _run_payload  # ends with the inner worker's report, or with _inner_failed
+    json_image='' json_binds=''
 }
 
 _take_inner_report() {
@@ -34,6 +39,7 @@ _take_inner_report() {
 _inner_failed() {  # STATUS
     json_report=''
     if _ending_signal; then _finish $((128 + ending)) "the container was ended by signal ${signals[*]}"; fi
+    ! _find_broken || _finish "$CVMFS_BROKEN" "the container ended with status $1$broken"
     if [ "$1" = 126 ] || [ "$1" = 127 ]; then
         _finish "$NO_IMAGE" "the image cannot run the worker (status $1): order wrapper-inside needs bash and coreutils in it"
     fi
@@ -42,7 +48,7 @@ _inner_failed() {  # STATUS
 
 _kill_inner() {  # the inner worker's payload has a group of its own
     local group=''
-    [ -r "$control/group" ] || return 0
+    [ -z "$oci" ] && [ -r "$control/group" ] || return 0  # podman's numbers are of another namespace
     read -r group < "$control/group" || :
     [[ ! $group =~ $NUMBER ]] || kill -KILL -- "-$group" 2> /dev/null || :
 }

@@ -3,7 +3,7 @@
 # harms the job: the report carries it, and the submit side sends it.
 
 messages=yes
-stamp='' mail_date='' started_at='' text='' id='' route='' result='' start_fd='' start_text='' start_id='' json_messages='' pipeline_lines=()
+stamp='' mail_date='' started_at='' text='' id='' route='' result='' start_text='' start_id='' json_messages='' pipeline_lines=()
 
 _read_messages() {  # before anything can fail: the end message goes out for a damaged job.env, too
     local line value
@@ -30,7 +30,7 @@ _compose() {  # KIND LINES -> text, id
     printf -v text '%s\n' "From: ${set_of[message.from]:-}" "To: ${set_of[message.to]:-}" "Subject: $instance" "Date: $mail_date" \
         "Message-ID: <$id@fermigrid>" 'MIME-Version: 1.0' 'Content-Type: text/plain; charset=utf-8' \
         'Content-Transfer-Encoding: 8bit' '' "ProcessInstance: $instance" "Host: ${HOSTNAME:-}" "StartTime: $started_at" \
-        "WorkDir: $scratch" "LogFile: ${set_of[message.log]:-}" "${@:2}"
+        "WorkDir: ${set_of[message.workdir]:-$scratch}" "LogFile: ${set_of[message.log]:-}" "${@:2}"
 }
 
 _send_start() {  # beside the work: a payload does not wait for a mail server
@@ -51,7 +51,7 @@ _send_start() {  # beside the work: a payload does not wait for a mail server
 # The last pipelineSet of a name counts; of pipelineCreateStream all do. Bounded, because the report may have to carry it.
 _read_pipeline() {  # -> pipeline_lines
     local line key i bytes=0
-    [ -f "$control/summary" ] && [ ! -L "$control/summary" ] || return 0
+    [ -n "$control" ] && [ -f "$control/summary" ] && [ ! -L "$control/summary" ] || return 0
     while IFS= read -r -n 5000 line || [ -n "$line" ]; do
         key=${line%%:*}
         [[ $line == *:* && $key =~ ^Pipeline(CreateStream)?\.[A-Za-z0-9._/-]+$ ]] || continue
@@ -67,9 +67,8 @@ _read_pipeline() {  # -> pipeline_lines
 }
 
 _send_end() {  # the last act of the outermost worker but the report
-    local code=$exit_code lines=() words="${signals[*]-}" limit
+    local code=$exit_code lines=() words="${signals[*]-}" limit=9999
     if [ -n "$start_fd" ]; then
-        _get limit message.timeout 30
         ! _ending_signal || limit=3
         result='' text=$start_text id=$start_id
         read -r -t "$limit" -u "$start_fd" result route || result=doubt
@@ -88,9 +87,7 @@ _send_end() {  # the last act of the outermost worker but the report
 
 _describe_message() {  # KIND
     _log "$1 message: $result${route:+ ($route)}"
-    set -- kind "$1" id "$id@fermigrid" route "$route" result "$result"
-    [ "$result" = sent ] || set -- "$@" text "$text"
-    _object "$@"
+    _object kind "$1" id "$id@fermigrid" route "$route" result "$result" text "$text"
     json_messages+=${json_messages:+, }$object
 }
 
@@ -181,7 +178,7 @@ _say() {  # CODE [LINE]: what the server must answer, to what
 
 # pipelineSet and pipelineCreateStream: programs, for any language, and functions of bash, for a script that makes itself a PATH.
 # Bash knows exported functions by two spellings; env can set such names, sh cannot.
-_write_tools() {  # COMMAND -> lines of the launcher, which has the command as its arguments
+_write_tools() {  # COMMAND -> tools: lines of the launcher, which has the command as its arguments
     local name spelling functions='' eol=$'\r\n' folder=$control/bin
     mkdir -p -- "$folder"
     for name in pipelineSet pipelineCreateStream; do
@@ -203,6 +200,6 @@ _write_tools() {  # COMMAND -> lines of the launcher, which has the command as i
     done
     chmod 755 "$folder/"*
     _quote "$view/.fermigrid/bin"
-    printf 'export PATH=%s:"$PATH"\n' "$quoted"
-    [[ $1 == *=* ]] || printf 'command -v env > /dev/null && exec env%s "$@"\n' "$functions"
+    tools="export PATH=$quoted:\"\$PATH\""$'\n'
+    [[ $1 == *=* ]] || tools+="command -v env > /dev/null && exec env$functions \"\$@\""$'\n'
 }

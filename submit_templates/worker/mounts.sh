@@ -1,15 +1,24 @@
 # shellcheck shell=bash
 # Mounts of the node: automounts are woken, what hangs is left behind; binds and software are checked.
 
-_wake() {  # PATH...; runs in a child that may hang: asking for what is inside wakes an automount -> a line for each
-    local path
-    for path in "$@"; do
-        if [ -d "$path/." ] || [ -e "$path" ]; then printf 'there\n'; else printf 'missing\n'; fi
-    done
+_open() {  # PATH -> words: there, missing, or what is wrong. To open wakes an automount, and asks a dead daemon where `test` asks a cache
+    words=there
+    if [ -d "$1/." ] || [ -f "$1" ] || [ ! -e "$1" ]; then
+        { true < "$1"; } 2> /dev/null || words=$( { true < "$1"; } 2>&1) || :
+        words=${words##*: }
+        case $words in
+            'No such file or directory' | 'Not a directory') words=missing ;;
+            '') words=there ;;
+            'Permission denied') [ ! -e "$1" ] || words=there ;;
+        esac
+    fi
+    _health "$1"
 }
 
-_wake_all() {  # PATH... -> woken: there, missing or hanging, for each
-    local limit
+_wake() { local path words; for path in "$@"; do _open "$path"; printf '%s\n' "$words"; done; }  # PATH... in a child -> a line for each
+
+_wake_all() {  # PATH... -> woken: there, missing, hanging or what is wrong, for each
+    local limit i paths=("$@")
     woken=()
     _get limit limit.path 30
     while [ $# -gt 0 ]; do
@@ -17,6 +26,62 @@ _wake_all() {  # PATH... -> woken: there, missing or hanging, for each
         woken+=("${answer[@]}")
         shift ${#answer[@]}
     done
+    for i in "${!paths[@]}"; do
+        if [ "${woken[i]}" != hanging ] && _may_pass "${paths[i]}" "${woken[i]}"; then
+            _ask_path "${paths[i]}" _wake "${paths[i]}" || answer=(hanging)
+            woken[i]=${answer[0]}
+        fi
+    done
+}
+
+_ask_path() {  # PATH COMMAND...: asks about PATH within limit.path, and again after 1, 2, 4, 8 s while the answer may pass
+    local limit pause end
+    _get limit limit.path 30
+    _now
+    end=$((now_ms + limit * 1000))
+    for pause in 1 2 4 8 16; do
+        _ask "$limit" "${@:2}" || return 1
+        _now
+        limit=$(((end - now_ms + 999) / 1000 - pause))
+        if [ "$limit" -lt 1 ] || [ "$pause" = 16 ] || ! _may_pass "$1" "${answer[*]-}"; then return 0; fi
+        _sleep "$pause"
+    done
+}
+
+_may_pass() {  # PATH WORDS: a fault of the moment, or an automount that is still at work
+    case $2 in
+        *'Too many levels'* | *'nput/output'*) ;;
+        *missing* | *absent*) _is_automount "$1" ;;
+        *) return 1 ;;
+    esac
+}
+
+_is_automount() {  # PATH: on autofs itself, with nothing mounted over it
+    local point rest kind='' best=/
+    while read -r _ _ _ _ point rest; do
+        if [[ $1/ == "${point%/}"/* ]] && [ ${#point} -ge ${#best} ]; then best=$point kind=${rest#* - }; fi
+    done < /proc/self/mountinfo
+    [[ $kind == 'autofs '* ]]
+}
+
+_is_broken() {  # PATH WORDS: a mount that another node may have in order
+    case $1:$2 in *:*'ransport endpoint'* | /cvmfs/*:hanging | /cvmfs/*:*'nput/output'* | /cvmfs/*:*'tale file'*) return 0 ;; esac
+    return 1
+}
+
+_health() {  # PATH; in a child: what CVMFS says of a repository, for the report, once
+    local name value repository=${1#/cvmfs/} values=()
+    [ "$repository" != "$1" ] && [ -n "$repository" ] && command -v getfattr > /dev/null || return 0
+    repository=/cvmfs/${repository%%/*}
+    [[ $json_cvmfs != *"\"$repository\""* ]] || return 0
+    for name in revision nioerr proxy; do
+        [ "$name${values[3]:-0}$words" != proxy0there ] || continue  # all is well
+        value=$(getfattr --absolute-names --only-values -n "user.$name" -- "$repository") || return 0
+        values+=("$name" "$value")
+    done
+    _object path "$repository" "${values[@]}"
+    printf '@cvmfs %s\n' "$object"
+    json_cvmfs+=$object
 }
 
 _wake_binds() {  # the sources on the host, before the container starts
@@ -25,7 +90,23 @@ _wake_binds() {  # the sources on the host, before the container starts
         bind_from+=("${software_from[i]}") bind_to+=("${software_to[i]}") bind_mode+=(ro) bind_required+=(yes)
         software_path[i]=${software_to[i]}
     done
-    [ ${#bind_from[@]} = 0 ] || _check_binds kept "${bind_from[@]}"
+    [ ${#bind_from[@]} != 0 ] || return 0
+    _check_binds kept "${bind_from[@]}"
+    _wake_below
+}
+
+_wake_below() {  # an automount that is bound stays asleep in the container: what the job names below it is woken here
+    local i word rest paths=()
+    for i in "${!bind_from[@]}"; do
+        _is_automount "${bind_from[i]}" || continue
+        for word in "${args[@]}" ${env_list[@]+"${env_list[@]}"} ${row_env[@]+"${row_env[@]}"} ${in_source[@]+"${in_source[@]}"} \
+            "${set_of[output.root]:-}"; do
+            word=${word#*=}
+            rest=${word#"${bind_to[i]}"/}
+            [ "$rest" = "$word" ] || paths+=("${bind_from[i]}/$rest")
+        done
+    done
+    [ ${#paths[@]} = 0 ] || _wake_all "${paths[@]}"
 }
 
 _check_targets() {  # inside the image, or in a rehearsal: what should be bound must be there
@@ -40,36 +121,54 @@ _check_binds() {  # RESULT PATH...: for each bind the path that must be there, a
         bind_result[i]=$good
         [ "${woken[i]}" != there ] || continue
         bind_result[i]=fatal
-        [ "${bind_required[i]}" = no ] || _finish "$NO_BIND" "$words, and it is required"
+        [ "${bind_required[i]}" = no ] || _finish_bind "${paths[i]}" "${woken[i]}" "$words, and it is required"
         bind_result[i]=dropped
         _log "$words; it is optional: dropped"
     done
 }
 
 _check_software() {  # inside the image, or in a rehearsal: where the site has mounted it, or else where it comes from
-    local i limit
-    _get limit limit.path 30
+    local i
     for i in "${!software[@]}"; do
-        if ! _ask "$limit" _find_software "${software_to[i]}" "${software_from[i]}" || [ ${#answer[@]} = 0 ]; then
+        _ask_path "${software_from[i]}" _find_software "${software_to[i]}" "${software_from[i]}" || answer=(hanging)
+        if [[ ${answer[0]} != /* ]]; then
             if [ "$rehearsal" = true ]; then
                 _log "software ${software[i]}: ${software_from[i]} is not here; the payload has to do with what this machine has"
                 continue
             fi
-            _finish "$NO_BIND" "software ${software[i]}: neither ${software_to[i]} nor ${software_from[i]} is there"
+            _finish_bind "${software_from[i]}" "${answer[0]}" \
+                "software ${software[i]}: ${software_to[i]} is not there, and ${software_from[i]} is ${answer[0]} on $HOSTNAME"
         fi
         software_path[i]=${answer[0]}
     done
 }
 
-_find_software() {  # TO FROM; runs in a child that may hang
-    local entries=()
+_find_software() {  # TO FROM; runs in a child that may hang -> the one that is there, or what is wrong
+    local entries=() words=there
     shopt -s nullglob dotglob
     entries=("$1"/*)
-    if [ ${#entries[@]} -gt 0 ]; then printf '%s\n' "$1"; elif [ -e "$2" ]; then printf '%s\n' "$2"; fi
+    if [ ${#entries[@]} -gt 0 ]; then words=$1; else _open "$2"; fi
+    [ "$words" != there ] || words=$2
+    printf '%s\n' "$words"
 }
 
-_fail_bind() {  # TARGET
-    local i
-    for i in "${!bind_to[@]}"; do [ "${bind_to[i]}" != "$1" ] || bind_result[i]=fatal; done
-    _finish "$NO_BIND" "the runtime did not bind $1: in the container it is something else or missing"
+_finish_bind() {  # PATH STATE WORDS...
+    ! _is_broken "$1" "$2" || _finish "$CVMFS_BROKEN" "CVMFS is broken: $3"
+    _finish "$NO_BIND" "$3"
+}
+
+_find_broken() {  # -> broken: which of the image and the binds cannot be read now; true when it may be in order on another node
+    local i status=1 woken=() paths=()
+    broken=''
+    for i in "${!bind_to[@]}"; do
+        case $side-${bind_result[i]:-} in run-kept) paths+=("${bind_from[i]}") ;; run-used | inside-) paths+=("${bind_to[i]}") ;; esac
+    done
+    if _starts_container; then paths+=("$image"); elif [ "$container" != none ]; then paths+=(/bin/sh); fi
+    [ ${#paths[@]} = 0 ] || _wake_all "${paths[@]}"
+    for i in "${!paths[@]}"; do
+        case ${woken[i]} in there | missing) continue ;; esac
+        broken+=", and ${paths[i]} is broken on $HOSTNAME: ${woken[i]}"
+        ! _is_broken "${paths[i]}" "${woken[i]}" || status=0
+    done
+    return "$status"
 }

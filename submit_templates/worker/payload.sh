@@ -41,20 +41,24 @@ _payload_environment() {  # the allow-list, the same in each mode
 # for it, and becomes the payload. So nothing of a person goes through a runtime's own idea of quoting.
 _write_launcher() {  # COMMAND...
     local quoted i
+    [ -z "$messages" ] || [ -n "$inner_runs" ] || _write_tools "$1"
     {
         _quote "$view"
         printf 'cd %s || exit 126\nsay() { echo "$*" > .fermigrid/started.%s; }\n' "$quoted" "$side"
-        [ "$container" = none ] || [ "$side" = inside ] || _write_proofs
-        printf 'read -r first _ count < /proc/self/uid_map || :\nsay "ok $first $count" || exit 126\n'
-        if [ "$container" = none ]; then
+        printf '%s\n' 'layer=- mounted=' 'while read -r _ _ _ _ point mode rest; do' 'mounted="$mounted|$point $mode|"' \
+            '[ "$point" != / ] || { layer=${rest#*- }; layer=${layer%% *}; }' 'done < /proc/self/mountinfo'
+        ! _starts_container || printf '. ./.fermigrid/proofs\n'
+        printf 'read -r first _ count < /proc/self/uid_map || :\nsay "ok $first $count $layer" || exit 126\n'
+        if [ "$container" = none ] || [ "$side" = inside ]; then
             _quote "$host_path"
             printf 'export PATH=%s\n' "$quoted"
-        elif [ "$container" = site ] || [ "$side" = inside ]; then
-            # the environment was emptied: the image's own comes back as the runtime would make it
-            printf '%s\n' 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
-                'for script in /.singularity.d/env/*.sh; do [ ! -r "$script" ] || . "$script"; done'
+        elif [ "$container" = site ]; then
+            printf 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n'
         fi
-        printf 'unset %s\n' 'first count script PS1 PROMPT_COMMAND TERM SHLVL OLDPWD LC_ALL' \
+        if [ "$container" = site ] || [ "$side" = inside ] || _is_podman; then  # the image's own, as Apptainer would make it
+            printf 'for script in /.singularity.d/env/*.sh; do [ ! -r "$script" ] || . "$script"; done\n'
+        fi
+        printf 'unset %s\n' 'first count point mode rest layer mounted found why required script container HOSTNAME PS1 PROMPT_COMMAND TERM SHLVL OLDPWD LC_ALL' \
             'APPTAINER_APPNAME APPTAINER_BIND APPTAINER_COMMAND APPTAINER_CONTAINER APPTAINER_ENVIRONMENT APPTAINER_NAME' \
             'SINGULARITY_APPNAME SINGULARITY_BIND SINGULARITY_COMMAND SINGULARITY_CONTAINER SINGULARITY_ENVIRONMENT SINGULARITY_NAME'
         for i in "${!env_names[@]}"; do
@@ -63,36 +67,47 @@ _write_launcher() {  # COMMAND...
         done
         printf 'set --'
         for i in "$@"; do _quote "$i"; printf ' %s' "$quoted"; done
-        printf '\n'
-        [ -z "$messages" ] || [ -n "$inner_runs" ] || _write_tools "$1"
-        printf 'exec "$@"\n'
+        printf '\n%sexec "$@"\n' "$tools"
     } > "$control/launch.sh" || _finish_or_full "$INTERNAL" "the launcher cannot be written"
 }
 
-_write_proofs() {  # the image's marker, and that each bind shows what it should: a runtime may ignore one silently
-    local quoted i inode
-    if [ -n "${set_of[image.marker]:-}" ]; then
-        _quote "${set_of[image.marker]}"
-        printf 'found=; [ ! -r %s ] || read -r found < %s\n' "$MARKER_FILE" "$MARKER_FILE"
-        printf '[ "$found" = %s ] || { say "image its marker is $found"; exit 1; }\n' "$quoted"
-    fi
-    for i in "${!bind_from[@]}"; do
-        [ "${bind_result[i]:-}" = kept ] || continue
-        _quote "${bind_to[i]}"
-        printf '[ -e %s ] || { say bind %s; exit 1; }\n' "$quoted" "$quoted"
-        inode=$(stat -L -c %d:%i -- "${bind_from[i]}" 2> /dev/null) || continue
-        printf 'found=$(stat -L -c %%d:%%i -- %s 2> /dev/null) && [ "$found" != %s ] && { say bind %s; exit 1; }\n' "$quoted" "$inode" "$quoted"
-    done
-    printf 'unset found\n'
+# The image's marker, and that each bind shows what it should, because a runtime may ignore one silently: device and inode, or where
+# the image has no stat, that something is mounted there; and that nothing can be written where it is read-only.
+_write_proofs() {
+    local quoted i k=0 limit point sources=()
+    for i in "${!bind_from[@]}"; do [ "${bind_result[i]}" != kept ] || sources+=("${bind_from[i]}"); done
+    _get limit limit.path 30
+    answer=()
+    [ ${#sources[@]} = 0 ] || _ask "$limit" stat -L -c %d:%i -- "${sources[@]}" || :
+    [ ${#answer[@]} = ${#sources[@]} ] || _finish "$NO_BIND" "a bind's source has gone, or hangs: one of ${sources[*]}"
+    {
+        if [ -n "${set_of[image.marker]:-}" ]; then
+            _quote "${set_of[image.marker]}"
+            printf 'found=; [ ! -r %s ] || read -r found < %s\n' "$MARKER_FILE" "$MARKER_FILE"
+            printf '[ "$found" = %s ] || { say "image its marker is $found"; exit 1; }\n' "$quoted"
+        fi
+        printf '%s\n' 'prove() {' 'why= mode=${mounted##*"|$5 "}' 'if [ ! -e "$1" ]; then why="is missing"' \
+            'elif found=$(stat -L -c %d:%i -- "$1" 2> /dev/null); then [ "$found" = "$2" ] || why="is something else"' \
+            'elif [ "$mode" = "$mounted" ]; then why="is not mounted"; fi' \
+            'required=$4' 'case $3$mode in rorw*) why="can be written to" required=yes ;; esac' \
+            'if [ -z "$why" ]; then return; fi' 'if [ "$required" = no ]; then echo "$why|$1" >> .fermigrid/lost; return; fi' \
+            'say "bind $layer $why|$1"; exit 1' '}'
+        for i in "${!bind_from[@]}"; do
+            [ "${bind_result[i]}" = kept ] || continue
+            _quote "${bind_to[i]}"
+            printf 'prove %s %s %s %s ' "$quoted" "${answer[k]}" "${bind_mode[i]}" "${bind_required[i]}"
+            point=${bind_to[i]//\\/\\134}  # as mountinfo has it
+            _quote "${point// /\\040}"
+            printf '%s\n' "$quoted"
+            k=$((k + 1))
+        done
+    } > "$control/proofs" || _finish_or_full "$INTERNAL" "the launcher's proofs cannot be written"
 }
 
 _close_inherited() {  # in the child: signals are its own from here, open files the worker's alone
-    local fd
     trap - ERR PIPE
     printf 'ready\n' >&"$pipe_fd"
-    for fd in "$version_fd" "$cache_fd" "$lock_fd" "$guard_fd" "$secret_fd" "${start_fd:-}" "$pipe_fd"; do
-        [ -z "$fd" ] || exec {fd}>&-
-    done
+    _close_files
 }
 
 _launch() {  # COMMAND... ; runs in a child
@@ -133,17 +148,21 @@ _start_payload() {  # COMMAND... -> status
     _cpu +
     kill -KILL -- "-$group" 2> /dev/null || :  # what the payload left behind
     [ -z "$inner_runs" ] || _kill_inner
+    [ -z "$oci" ] || _end_podman
     payload_group=''
 }
 
 _run_payload() {
-    local status=0 tries=0 said='' command=()
+    local status=0 tries=0 said='' why target command=()
     _phase payload
     while :; do
         tries=$((tries + 1))
         if _starts_container; then
+            _write_proofs
+            [ -z "$inner_runs" ] || _tell_inner
             _container_command
-            _start_payload _launch "${command[@]}" "$image" /bin/sh "$view/.fermigrid/launch.sh"
+            _to_run /bin/sh "$view/.fermigrid/launch.sh"
+            _start_payload _launch "${command[@]}"
         else
             _start_payload _launch_bare
         fi
@@ -152,15 +171,18 @@ _run_payload() {
         case $said in
             'ok '*) break ;;
             image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
-            bind*) _fail_bind "${said#bind }" ;;
+            bind*) said=${said#bind }; _find_overlay "${said%% *}"; said=${said#* }; _lose_target "${said#*|}" "${said%%|*}" ;;
         esac
         if [ ${#signals[@]} != 0 ] && [ "$status" -gt 128 ]; then
             if _ending_signal; then status=$((128 + ending)); fi
             _finish "$status" "ended by signal ${signals[*]} before the payload had started"
         fi
-        if [ "$tries" != 1 ] || ! _heal_image; then _container_failed "$status"; fi
+        _container_failed "$status" "$tries"
     done
-    if [ "$container" != none ]; then _find_userns "${said#ok }"; fi
+    if [ "$container" != none ]; then _find_overlay "${said##* }"; said=${said% *}; _find_userns "${said#ok }"; fi
+    if [ -r "$control/lost" ]; then
+        while IFS='|' read -r why target; do _lose_target "$target" "$why"; done < "$control/lost"
+    fi
     [ -z "$inner_runs" ] || _inner_failed "$status"
     started_payload=true payload_exit=$status
     if [ "$status" -gt 128 ] && [ "$status" -le 192 ]; then payload_signal=$((status - 128)); fi
@@ -187,28 +209,29 @@ _forward() {  # pending signals to the payload, once it runs; those that end a j
 }
 
 _signal_payload() {  # NAME: to the process group, but for the runtime in it, which would pass it on a second time
-    local file line
-    if ! _starts_container; then kill "-$1" -- "-$payload_group" 2> /dev/null || :; return 0; fi
+    local name=$1 file line group=$payload_group
+    [ -z "$oci" ] || ! _podman_init || group=$init
+    if ! _starts_container; then kill "-$name" -- "-$payload_group" 2> /dev/null || :; return 0; fi
     for file in /proc/[0-9]*/stat; do
         { read -r line < "$file"; } 2> /dev/null || continue
         # 4523 (name) S parent group ...
-        if [[ ${line##*) } == ?' '*' '"$payload_group "* && ${line%% *} != "$payload_group" ]]; then
-            kill "-$1" "${line%% *}" 2> /dev/null || :
-        fi
+        set -- "${line%% *}" ${line##*) }
+        if [ "$4" = "$group" ] && [ "$1" != "$group" ]; then kill "-$name" "$1" 2> /dev/null || :; fi
     done
 }
 
 _judge_payload() {  # STATUS of the payload
-    local status=$1
+    local status=$1 broken words="the payload ended with exit code $1"
     _log "payload: exit $status"
     if _ending_signal; then
         [ "$status" != 0 ] || status=$((128 + ending))
         _finish_mapped "$status" "the payload was told to end by signal ${signals[*]}"
     fi
     [ "$status" != 0 ] || return 0
-    if _scratch_is_full; then _finish "$SCRATCH_FULL" "the payload ended with exit code $status, and scratch is full ($scratch)"; fi
-    if [ "$payload_signal" != null ]; then _finish_mapped "$status" "the payload was killed by signal $payload_signal"; fi
-    _finish_mapped "$status" "the payload ended with exit code $status"
+    if _scratch_is_full; then _finish "$SCRATCH_FULL" "$words, and scratch is full ($scratch)"; fi
+    [ "$payload_signal" = null ] || words="the payload was killed by signal $payload_signal"
+    ! _find_broken || _finish "$CVMFS_BROKEN" "$words$broken"
+    _finish_mapped "$status" "$words$broken"
 }
 
 _finish_mapped() {  # STATUS WORDS: a payload's 80-99 would be taken for the worker's own

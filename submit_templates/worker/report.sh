@@ -66,7 +66,7 @@ _collect_runtime() {  # -> runtime_version; asked for when the runtime was found
 _describe_image() {
     [ -z "$json_image" ] || return 0
     local digest=''
-    [ "$rung" != cache ] && [ "$rung" != http ] || digest=${set_of[image.sha256]}
+    [[ $image != */"${set_of[image.sha256]:-none}".* ]] || digest=${set_of[image.sha256]}
     _object name "${set_of[image]:-}" rung "$rung" source "$image_source" sha256 "$digest" @bytes "$image_bytes" \
         @seconds "$image_seconds" @tried "[$json_tried]"
     json_image=$object
@@ -111,13 +111,13 @@ _describe() {  # -> json_report, the whole report
     for i in "${!summary_keys[@]}"; do lines+=("${summary_keys[i]}" "${summary_values[i]}"); done
     _object ${lines[@]+"${lines[@]}"}
     summary=$object
-    _object name "$runtime_name" version "$runtime_version" @userns "$userns"
+    _object name "$runtime_name" version "$runtime_version" @userns "$userns" overlay "$overlay" unsquash "${unsquash:-no}"
     runtime=$object
     _object @format 1 job "$job" batch "$batch" attempt "$attempt" @start "$start" site "${set_of[site]:-}" host "${HOSTNAME:-}" \
         where "$where" container "$container" @rehearsal "$rehearsal" order "${set_of[order]:-wrapper-outside}" \
-        @started_payload "$started_payload" @image "$json_image" @runtime "$runtime" @binds "[$json_binds]" @phases "$phases" \
+        @started_payload "$started_payload" @image "$json_image" @runtime "$runtime" @binds "[$json_binds]" @cvmfs "[$json_cvmfs]" @phases "$phases" \
         @user "$user" @system "$seconds" @exit "$exit_code" @payload_exit "$payload_exit" @signal "$payload_signal" @signals "[${words:+\"${words// /\", \"}\"}]" \
-        message "${message:0:MESSAGE_BYTES}" @inputs "[$json_inputs]" @outputs "[$json_outputs]" @summary "$summary" \
+        message "${message:0:MESSAGE_BYTES}" @inputs "[$json_inputs]" @outputs "[$json_outputs]" @cores "[$json_cores]" @summary "$summary" \
         @begin "$begin" @end $((begin + (now_ms - begin_ms) / 1000))
     json_report=$object
 }

@@ -54,7 +54,7 @@ _copy_secret() {  # NAME FROM
     fi
     mkdir -m 700 -- "$to"
     if [ -d "$2" ]; then set -- "$1" "$2/."; fi
-    if ! ( umask 077; _run_quietly "$limit" cp -rL --no-preserve=mode -- "$2" "$to/" ); then
+    if ! _run_quietly "$limit" cp -rL --no-preserve=mode -- "$2" "$to/"; then
         _finish "$NO_SECRET" "secret $1: $2 cannot be copied"
     fi
 }

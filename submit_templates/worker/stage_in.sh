@@ -1,5 +1,7 @@
 # shellcheck shell=bash
-# The bundle and the inputs, into the working folder.
+# The bundle and the inputs, into the working folder; and what stage-in and stage-out share: deadlines, tries, xrdcp.
+
+deadline=0 problem='' hopeless=''  # `hopeless`: the same try again would fail as well
 
 _unpack_bundle() {
     [ -n "${set_of[code]:-}" ] || return 0
@@ -7,103 +9,174 @@ _unpack_bundle() {
         _finish_or_full "$INTERNAL" "the bundle ${set_of[code]} cannot be unpacked"
 }
 
-_stage_in() {
-    local i k staged problems
-    [ ${#in_name[@]} = 0 ] || _phase stage_in
-    for i in "${!in_name[@]}"; do
-        staged='' problems=''
-        for k in "${!in_source[@]}"; do
-            [ "${in_source_of[k]}" = "$i" ] || continue
-            if _stage_input "$i" "${in_source[k]}"; then staged=yes; break; fi
-            _log "stage-in: ${in_name[i]} from ${in_source[k]}: $in_problem"
-            problems+="${problems:+; }${in_source[k]}: $in_problem"
-        done
-        [ -n "$staged" ] || _finish_or_full "$STAGE_IN" "input ${in_name[i]}: ${problems:-it has no source}"
+_set_deadline() {  # KEY of a time limit for all files together
+    local limit
+    _get limit "$1" 7200
+    _now
+    deadline=$((now_ms + limit * 1000))
+}
+
+_left() {  # -> left: seconds until the deadline, at least 1; 0 when there is none
+    left=0
+    [ "$deadline" != 0 ] || return 0
+    _now
+    left=$(((deadline - now_ms) / 1000))
+    [ "$left" -gt 0 ] || left=1
+}
+
+_retry() {  # COMMAND...: as often as the site says, until it succeeds, is hopeless, or the deadline is there -> problem, tries
+    local most pause=1
+    _get most stage.tries 3
+    tries=1 problem=''
+    while :; do
+        _now
+        if [ "$now_ms" -ge "$deadline" ]; then problem="${problem:+$problem, then }the time limit for all files was reached"; return 1; fi
+        hopeless=''
+        ! "$@" || return 0
+        _now
+        if [ -n "$hopeless" ] || [ "$tries" -ge "$most" ] || [ $((now_ms + pause * 1000)) -ge "$deadline" ]; then return 1; fi
+        _log "$phase: $problem; again in $pause s"
+        _sleep "$pause.$((RANDOM % 10))"
+        tries=$((tries + 1)) pause=$((pause * 2))
     done
 }
 
-_stage_input() {  # INDEX SOURCE -> in_problem
-    local to=$work/${in_name[$1]} size began
-    _now
-    began=$now_ms
-    [[ ${in_name[$1]} != */* ]] || mkdir -p -- "${to%/*}"
-    rm -f -- "$to.part"
-    if ! _bring "$2" "$to.part" || ! _check_input "$1" "$to.part"; then
-        ! _scratch_is_full || _finish "$SCRATCH_FULL" "scratch is full ($scratch) with input ${in_name[$1]}: $in_problem"
-        rm -f -- "$to.part" "$to.part.head" "$to.part.url"
-        return 1
-    fi
-    rm -f -- "$to.part.head" "$to.part.url"
-    if ! mv -f -- "$to.part" "$to"; then in_problem="cannot be written"; return 1; fi
-    _now
-    _seconds $((now_ms - began))
-    _object name "${in_name[$1]}" source "$2" @bytes "$size" sha256 "${answer[0]}" @seconds "$seconds"
-    json_inputs+=${json_inputs:+, }$object
+_heard() {  # COMMAND...: what may take the time that is left -> problem: the first words of its stderr; hopeless
+    local status=0
+    _left
+    _run "$left" "$@" > /dev/null 2> "$control/words" || status=$?
+    [ "$status" != 0 ] || return 0
+    problem=''
+    read -r problem < "$control/words" || :
+    if [ -z "$problem" ]; then problem="failed ($status)"; [ "$status" != 137 ] || problem="no end within $left s"; fi
+    # what the system, XRootD, or HTTP says when it is no matter of the moment, after the names
+    [[ ! ${problem##*[:;\']} =~ directory|ermission|denied|o\ space|uota|ead-only|isallowed|plain\ file|xists|(^\ (4[01]|507)) ]] || hopeless=yes
+    return 1
 }
 
-_bring() {  # SOURCE FILE -> in_problem
-    local limit path=$1 status=0
-    in_problem=''
-    case $1 in
-        http://* | https://*)
-            _get limit limit.http 1800
-            _now
-            _fetch "$1" "$2" $((now_ms + limit * 1000)) || { in_problem=$fetch_result; return 1; } ;;
-        root://* | xroot://*)
-            command -v xrdcp > /dev/null || { in_problem="there is no xrdcp"; return 1; }
-            _get limit limit.http 1800
-            _run "$limit" _xrdcp "$1" "$2" >&2 || status=$?
-            [ "$status" = 0 ] || { in_problem="xrdcp failed ($status)"; return 1; } ;;
-        /* | file:///* | file://localhost/*)
-            path=${path#file://localhost} path=${path#file://}
-            [ "$path" = "$1" ] || { path=${path//\\/\\\\}; printf -v path '%b' "${path//%/\\x}"; }
-            _get limit limit.path 30
-            _ask "$limit" _wake "$path" || { in_problem="no answer within $limit s"; return 1; }
-            [ "${answer[0]}" = there ] || { in_problem="not there"; return 1; }
-            _run 0 cp -- "$path" "$2" >&2 || { in_problem="cannot be copied"; return 1; } ;;
-        *) in_problem="no way to fetch this kind of source"; return 1 ;;
-    esac
-}
-
-_xrdcp() {  # URL FILE; runs in a child. A dead server must not hold the job for ten minutes
+_xrd() {  # COMMAND...; in a child. A dead server must not hold the job for ten minutes
     local i assignment
-    export XRD_CONNECTIONWINDOW=30 XRD_CONNECTIONRETRY=2 XRD_REQUESTTIMEOUT=120 XRD_STREAMTIMEOUT=60 XRD_TIMEOUTRESOLUTION=5
+    export XRD_CONNECTIONWINDOW=15 XRD_CONNECTIONRETRY=1 XRD_REQUESTTIMEOUT=120 XRD_STREAMTIMEOUT=60 XRD_TIMEOUTRESOLUTION=5
     for assignment in ${secret_set[@]+"${secret_set[@]}"}; do export "${assignment%%=*}=${assignment#*=}"; done
     for i in "${!secret_point[@]}"; do
         export "${secret_point[i]%%=*}=$secret_dir/${secret[${secret_point_of[i]}]}/${secret_point[i]#*=}"
     done
-    exec xrdcp --nopbar --force -- "$1" "$2"
+    exec "$@"
 }
 
-_check_input() {  # INDEX FILE -> size, answer (its digest), in_problem
+_stage_in() {
+    local i k end problems
+    [ ${#in_name[@]} != 0 ] || return 0
+    _phase stage_in
+    _set_deadline limit.stage_in
+    end=$deadline
+    for i in "${!in_name[@]}"; do
+        problems=''
+        set --
+        for k in "${!in_source[@]}"; do [ "${in_source_of[k]}" != "$i" ] || set -- "$@" "${in_source[k]}"; done
+        while [ $# != 0 ]; do
+            _now
+            deadline=$((now_ms + (end - now_ms) / $#))  # a source that hangs leaves time for those after it
+            ! _stage_input "$i" "$1" || break
+            _log "stage-in: ${in_name[i]} from $1: $problem"
+            problems+="${problems:+; }$1: $problem"
+            shift
+        done
+        [ $# != 0 ] || _finish_or_full "$STAGE_IN" "input ${in_name[i]}: ${problems:-it has no source}"
+    done
+    deadline=0
+}
+
+_stage_input() {  # INDEX SOURCE -> problem
+    local to=$work/${in_name[$1]} began=$now_ms size='' verified=''
+    if ! _retry _bring_input "$1" "$2" "$to.part" || ! _heard mv -fT -- "$to.part" "$to"; then
+        ! _scratch_is_full || _finish "$SCRATCH_FULL" "scratch is full ($scratch) with input ${in_name[$1]}: $problem"
+        rm -f -- "$to.part" "$to.part.head" "$to.part.url"
+        return 1
+    fi
+    rm -f -- "$to.part.head" "$to.part.url"
+    _now
+    _seconds $((now_ms - began))
+    _object name "${in_name[$1]}" source "$2" @bytes "$size" sha256 "${answer[0]}" @seconds "$seconds" @verified "[$verified]" @tries "$tries"
+    json_inputs+=${json_inputs:+, }$object
+}
+
+_bring_input() {  # INDEX SOURCE FILE -> problem, hopeless
+    [[ ${in_name[$1]} != */* ]] || _heard mkdir -p -- "${3%/*}" || return 1
+    rm -f -- "$3"
+    _bring "$2" "$3" || return 1
+    hopeless=yes
+    _check_input "$1" "$3"
+}
+
+_bring() {  # SOURCE FILE -> problem, hopeless
+    local path=$1 most woken=()
+    case $1 in
+        http://* | https://*)
+            _get most stage.tries 3
+            _fetch "$1" "$2" "$deadline" "$most" "$most" || hopeless=yes problem=$fetch_result
+            tries=$fetch_tries
+            [ -z "$hopeless" ] && { [ -e "$2" ] || : > "$2"; } ;;  # old curl makes no empty file
+        root://* | xroot://*)
+            command -v xrdcp > /dev/null || { hopeless=yes problem="there is no xrdcp"; return 1; }
+            _heard _xrd xrdcp --nopbar --force "$1" "$2" ;;
+        /* | file:///* | file://localhost/*)
+            path=${path#file://localhost} path=${path#file://}
+            [ "$path" = "$1" ] || { path=${path//\\/\\\\}; printf -v path '%b' "${path//%/\\x}"; }
+            _wake_all "$path"
+            [ "${woken[0]}" = there ] || { hopeless=yes problem="${woken[0]/#missing/not there}"; return 1; }
+            _heard _copy "$path" "$2" ;;
+        *) hopeless=yes problem="no way to fetch this kind of source"; return 1 ;;
+    esac
+}
+
+_copy() {  # FILE COPY; in a child
+    local before after
+    [ -f "$1" ] || { echo "is no plain file" >&2; return 1; }
+    before=$(stat -L -c '%i %s %y' -- "$1") && cp -- "$1" "$2" && after=$(stat -L -c '%i %s %y' -- "$1") || return 1
+    [ "$before" = "$after" ] || { echo "it changed while it was copied" >&2; return 1; }
+}
+
+_check_input() {  # INDEX FILE -> size, answer (its digest), verified, problem
     local want
     _size "$2"
-    want=${in_bytes[$1]}
-    if [ -n "$want" ] && [ "$size" != "$want" ]; then in_problem="$size bytes, not $want"; return 1; fi
+    want=${in_bytes[$1]} verified=''
+    if [ -n "$want" ]; then
+        [ "$size" = "$want" ] || { problem="$size bytes, not $want"; return 1; }
+        verified='"bytes"'
+    fi
     want=${in_adler[$1]}
     if [ -n "$want" ]; then
         _adler32 "$2"
         if [ -z "$adler" ]; then
             _log "stage-in: the adler32 of ${in_name[$1]} is not checked: there is no tool for it"
-        elif [ $((16#$adler)) != $((16#$want)) ]; then
-            in_problem="adler32 $adler, not $want"
-            return 1
+        else
+            [ $((16#$adler)) = $((16#$want)) ] || { problem="adler32 $adler, not $want"; return 1; }
+            verified+=${verified:+, }'"adler32"'
         fi
     fi
     _sha256 "$2"
     want=${in_sha[$1]}
-    if [ -n "$want" ] && [ "${answer[0]}" != "$want" ]; then in_problem="sha256 ${answer[0]}, not $want"; return 1; fi
+    [ -n "$want" ] || return 0
+    [ "${answer[0]}" = "$want" ] || { problem="sha256 ${answer[0]}, not $want"; return 1; }
+    verified+=${verified:+, }'"sha256"'
 }
 
-_adler32() {  # FILE -> adler; empty without a tool
-    local script='import sys, zlib
+_adler32() {  # FILE -> adler; empty when no tool can tell
+    local tool script='import sys, zlib
 a = 1
 for b in iter(lambda f=open(sys.argv[1], "rb"): f.read(1 << 20), b""): a = zlib.adler32(b, a)
 print("%08x" % (a & 0xffffffff))'
-    adler=''
-    if command -v xrdadler32 > /dev/null; then _ask 0 xrdadler32 "$1" || :
-    elif command -v python3 > /dev/null; then _ask 0 python3 -c "$script" "$1" || :
-    else return 0; fi
-    adler=${answer[0]:-} adler=${adler%% *}
-    [[ $adler =~ ^[0-9a-f]{1,8}$ ]] || adler=''
+    for tool in xrdadler32 python3 python /usr/libexec/platform-python _slow_adler32; do
+        adler=''
+        command -v "$tool" > /dev/null || continue
+        _left
+        if [[ $tool == *python* ]]; then _ask "$left" "$tool" -c "$script" "$1"; else _ask "$left" "$tool" "$1"; fi || continue
+        adler=${answer[0]:-} adler=${adler%% *}
+        [[ ! $adler =~ ^[0-9a-f]{1,8}$ ]] || return 0
+    done
+}
+
+_slow_adler32() {  # FILE; 10 MB a second
+    od -An -v -tu1 -w64 -- "$1" | awk 'BEGIN {a = 1} {for (i = 1; i <= NF; i++) b += a += $i; a %= 65521; b %= 65521} END {printf "%04x%04x\n", b, a}'
 }

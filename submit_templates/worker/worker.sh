@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/bin/bash -p
 # The fermigrid worker: the program that runs on the node, around one job's payload.
 #
 #   worker.sh run JOB SHARDFILE ROW BATCH      in a scratch folder with job.env, the shard file and the bundle
@@ -9,7 +9,7 @@
 # Conventions: functions that find something out leave it in a global variable named in their comment, because every $( )
 # is a fork. `_finish CODE WORDS` is the only way out; the EXIT trap cleans and reports. Data of a person is never evaluated.
 # shellcheck disable=SC2016  # the launcher's text has dollars of its own
-set -Eeuo pipefail
+set +o posix -Eeuo pipefail
 export LC_ALL=C  # bytes are bytes, and tools speak the language that is matched below
 unset LD_LIBRARY_PATH LD_PRELOAD BASH_ENV ENV CDPATH
 host_path=${PATH:-/usr/local/bin:/usr/bin:/bin}
@@ -39,14 +39,14 @@ out_name=() out_to=()
 scratch='' work='' control='' view='' secret_view=''  # folders; `view`: work as the payload sees it
 attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
 declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stage_out]=0)
-where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null version_fd=''
-image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_dir=''
+where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null overlay=unknown version_fd='' oci='' oci_fd=''
+image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_link=''
 secret_dir='' secret_fd='' guard_fd=''
-inner_runs='' messages='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=()
+inner_runs='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=()
 end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
-payload_group='' child='' asked='' kill_at=0 pipe_fd='' parts=()
-json='' object='' json_tried='' json_inputs='' json_outputs='' json_image='' json_binds='' json_report=''
+payload_group='' child='' asked='' kill_at=0 pipe_fd='' ask_fd='' parts=()
+json='' object='' json_tried='' json_inputs='' json_outputs='' json_cores='' json_image='' json_binds='' json_cvmfs='' json_report=''
 summary_keys=() summary_values=()
 answer=()
 
@@ -106,6 +106,7 @@ _do_job() {  # on the side of the container that the order says
 _make_container_ready() {
     local found=no words
     if [ "$where" = image ]; then _use_this_container; return 0; fi
+    [ ${#preamble[@]} = 0 ] || _run_preamble
     _find_runtime && found=yes
     if [ "$found" = no ]; then
         words="none of ${runtimes[*]-apptainer singularity} is on $HOSTNAME"
@@ -153,23 +154,29 @@ _on_exit() {
     trap - ERR EXIT
     set +Eeu
     exec 1>&3 2>&4
+    IFS=$' \t\n'  # the end may come in the middle of a `read` that has another
     for group in HUP INT TERM QUIT USR1 USR2 XCPU PIPE; do trap '' "$group"; done
+    if [ "$status:$exit_code" = 2: ]; then  # bash 5.2 cannot run a trap while it expands $( ) or <( ), and loses the signal's name
+        signals+=(TERM) exit_code=143 message="ended by a signal, taken for TERM, in phase $phase"
+    fi
     [ -n "$exit_code" ] || { exit_code=$INTERNAL message="internal error: the worker ended by itself with status $status"; }
-    for group in "$payload_group" "$child"; do
+    for group in "$payload_group" "$child" "$asked"; do
         [ -z "$group" ] || { disown "$group"; kill -KILL -- "-$group"; } 2> /dev/null
     done
-    [ -z "$asked" ] || kill -KILL "$asked" 2> /dev/null
+    [ -z "$asked" ] || { exec {ask_fd}>&-; ask_fd=''; }  # its words may be in it
     if [ -z "$json_report" ]; then
         [ "$exit_code" = 0 ] || _log "exit $exit_code: $message"
+        _wipe_parts
+        case $started_payload:$exit_code in *:0 | *:"$SCRATCH_FULL") ;; true:*) _keep_cores ;; esac
         _read_summary
         _describe
     fi
     if [ "$side" = inside ]; then
-        [ ${#parts[@]} = 0 ] || rm -f -- "${parts[@]}"
         printf '%s\n%s\n' "$exit_code $payload_exit $user_ms $system_ms ${spent[payload]}" "$json_report" > "$control/report.new" && mv -f -- "$control/report.new" "$control/report"
         exit "$exit_code"
     fi
     [ -z "$inner_runs" ] || _kill_inner
+    [ -z "$oci" ] || _remove_podman
     [ -z "$secret_dir" ] || _remove_secrets
     [ -z "$messages" ] || _read_pipeline
     _clean
@@ -182,17 +189,15 @@ _on_exit() {
 }
 
 _clean() {  # before the report, so that a full disk has room for it
-    [ ${#parts[@]} = 0 ] || rm -f -- "${parts[@]}" 2> /dev/null
-    [ -z "$lock_fd$lock_dir" ] || _unlock_cache
+    [ -z "$lock_fd$lock_link" ] || _unlock_cache
     [ -n "$scratch" ] || return 0
-    [ "$exit_code" = 0 ] || rm -rf -- "$scratch/out" 2> /dev/null
-    [ "$exit_code" = 0 ] || mkdir -- "$scratch/out" 2> /dev/null
+    [ "$exit_code" = 0 ] || find "$scratch/out" -mindepth 1 ! -name "$job.core.*.$attempt" -delete 2> /dev/null
     [ -n "${FERMIGRID_KEEP:-}" ] || rm -rf -- "$work" "$scratch/.image" "$scratch/.session" 2> /dev/null
 }
 
 _back_off() {  # a node that cannot do the job at all must not empty the queue
     [ "$wait" -gt 0 ] || return 0
-    trap 'exit "$exit_code"' HUP INT TERM QUIT
+    trap 'kill "$!"; exit "$exit_code"' HUP INT TERM QUIT
     sleep "$wait" > /dev/null 2>&1 3>&- 4>&- &
     wait "$!"
 }
@@ -204,7 +209,9 @@ _back_off() {  # a node that cannot do the job at all must not empty the queue
 here=${BASH_SOURCE[0]%/*}
 . "$here/base.sh"
 . "$here/describe.sh"
+. "$here/preamble.sh"
 . "$here/container.sh"
+. "$here/oci.sh"
 . "$here/mounts.sh"
 . "$here/image.sh"
 . "$here/fetch.sh"
@@ -215,6 +222,7 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/messages.sh"
 . "$here/inside.sh"
 . "$here/stage_out.sh"
+. "$here/stage_remote.sh"
 . "$here/report.sh"
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then _main "$@"; fi

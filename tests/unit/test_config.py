@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import tracemalloc
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_files_that_are_no_keys_with_values(text: str, said: str) -> None:
         ('"\\ud800"', "half a character"),
     ],
 )
-@pytest.mark.parametrize("where", ["command: [/bin/true, {}]", "environment: {{A: {}}}", "inputs: {{x: {}}}"])
+@pytest.mark.parametrize("where", ["command: [/bin/true, {}]", "inputs: {{x: {}}}"])
 def test_characters_that_no_batch_system_carries(value: str, name: str, where: str) -> None:
     if (value.startswith("|") and "[" in where) or (value.startswith("|") and "{{" in where):
         value = '"a\\nb"'
@@ -148,6 +149,14 @@ def test_characters_that_no_batch_system_carries(value: str, name: str, where: s
     line = next(number for number, written in enumerate(text.splitlines(), 1) if where[:6] in written)
     assert said.startswith(f"{line}: steps.go.{where.split(':')[0]}")
     assert name in said
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a\ud800b"])
+def test_an_environment_carries_line_breaks_and_refuses_the_rest(value: str) -> None:
+    breaks = "a\n\rb\n"
+    data, _ = parse_yaml(f"environment: {{A: {json.dumps(breaks)}}}\n", "f.yaml")
+    assert data["environment"]["A"] == breaks
+    assert refusals(SMALL + f"environment: {{A: {json.dumps(value)}}}\n")
 
 
 def test_a_block_of_lines_is_refused_at_its_key() -> None:

@@ -3,7 +3,7 @@
 
 Serves SOURCE, readable and writable. A part of a path that is
 `hang` never answers, `slowN` answers after N seconds, `eio`, `enotconn`, `estale` or `eacces` fail with that error;
-in `fickle` the first three look-ups (FICKLE says another number) fail with EIO, or with FICKLE_ERROR.
+in `fickle` all look-ups fail with EIO for FICKLE seconds after the first.
 A file whose name begins with `readhang` or `readeio` opens, but never gives its content, or fails;
 a file whose name contains `writehang` never takes any. All folders have the attributes that CVMFS hides in a listing.
 Runs with any Python 3 that has mfusepy beside this file and libfuse.
@@ -22,13 +22,13 @@ import mfusepy
 
 ATTRIBUTES = {
     "user.revision": "4711",
-    "user.nioerr": "3",
+    "user.nioerr": os.environ.get("NIOERR", "0"),
     "user.proxy": "http://127.0.0.1:3128",
     "user.fqrn": "fermi.test",
 }
 ERRORS = {"eio": errno.EIO, "enotconn": errno.ENOTCONN, "estale": errno.ESTALE, "eacces": errno.EACCES}
 FIELDS = ("st_mode", "st_size", "st_nlink", "st_uid", "st_gid", "st_ino")
-fickle_left = int(os.environ.get("FICKLE", "3"))
+fickle_until = 0.0
 
 
 def hang() -> None:
@@ -45,15 +45,16 @@ class BadFS(mfusepy.Operations):
 
     def real(self, path: str) -> str:
         """The path in the source, unless the path misbehaves here."""
-        global fickle_left
+        global fickle_until
         for part in path.split("/"):
             if part == "hang":
                 hang()
             if part.startswith("slow"):
                 time.sleep(float(part[4:]))
-            if part == "fickle" and fickle_left > 0:
-                fickle_left -= 1
-                raise mfusepy.FuseOSError(ERRORS[os.environ.get("FICKLE_ERROR", "eio")])
+            if part == "fickle":
+                fickle_until = fickle_until or time.monotonic() + float(os.environ.get("FICKLE", "1"))
+                if time.monotonic() < fickle_until:
+                    raise mfusepy.FuseOSError(errno.EIO)
             if part in ERRORS:
                 raise mfusepy.FuseOSError(ERRORS[part])
         return self.source + path
@@ -140,4 +141,6 @@ class BadFS(mfusepy.Operations):
 if __name__ == "__main__":
     mount, source = sys.argv[1:]
     # no default_permissions: anybody may do anything, as the source lets the daemon
-    mfusepy.FUSE(BadFS(source), mount, foreground=True, allow_other=True, fsname="badfs")
+    mfusepy.FUSE(
+        BadFS(source), mount, foreground=True, allow_other=True, fsname="badfs", nothreads="ONE_THREAD" in os.environ
+    )

@@ -105,6 +105,7 @@ class Node:
     process: subprocess.Popen[str]
     pid: int
     alive: int
+    space: int = 0  # the inode of its process namespace
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def prefix(self, folder: Path | None = None, user: str = "fermi") -> list[str]:
@@ -164,7 +165,7 @@ class Node:
             left = self.processes()
             self.abort()
             process.kill()
-            self.end()
+            self._stop()
             out, err = process.communicate(timeout=END_LIMIT_S)
             words = "\n".join([*left, out.decode(errors="replace")[-2000:], err.decode(errors="replace")[-4000:]])
             raise AssertionError(f"it has not ended within {timeout} s; in the node were:\n{words}") from None
@@ -192,11 +193,10 @@ class Node:
 
     def processes(self) -> list[str]:
         """`PID STATE COMMAND` of each process in the node but its first."""
-        own = Path(f"/proc/{self.pid}/ns/pid").stat().st_ino
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if (path / "ns/pid").stat().st_ino == own and path.name != str(self.pid):
+                if (path / "ns/pid").stat().st_ino == self.space and path.name != str(self.pid):
                     words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                     state = (path / "stat").read_text().rpartition(") ")[2][0]
                     found.append(f"{path.name} {state} {words or (path / 'comm').read_text().strip()}")
@@ -258,15 +258,19 @@ class Node:
 
     def end(self) -> None:
         """Ends the node with everything in it, within END_LIMIT_S."""
+        self._stop()
+        for process in self.started:
+            process.kill()
+            process.wait(END_LIMIT_S)
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+    def _stop(self) -> None:
         if self.alive != -1:
             os.close(self.alive)
             self.alive = -1
-        try:
-            self.process.communicate(timeout=END_LIMIT_S)
-        finally:
-            for process in self.started:
-                if process.poll() is None:
-                    process.kill()
+        self.process.communicate(timeout=END_LIMIT_S)
 
 
 @contextmanager
@@ -301,6 +305,7 @@ def running_node(life_s: int = 300, binds: Sequence[str] = ()) -> Iterator[Node]
         if process.stdout.readline() != "ready\n":
             raise RuntimeError(f"the node did not start: {process.stderr.read()}")
         node.pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+        node.space = Path(f"/proc/{node.pid}/ns/pid").stat().st_ino
         yield node
     finally:
         node.end()

@@ -170,7 +170,7 @@ def test_argv_and_environment_arrive_byte_exact(node: Node, way: str) -> None:
     assert environment["HOME"] == f"{control}/home" and environment["FERMIGRID_SUMMARY"] == f"{control}/summary"
     assert environment["LD_LIBRARY_PATH"] == "/.singularity.d/libs" and environment["USER"] == "fermi"
     assert environment["PATH"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    assert done.data["runtime"] == {"name": "apptainer", "version": "" if way == "site" else "1.4.5", "userns": True}
+    assert done.data["runtime"] == {"name": "apptainer", "version": "" if way == "site" else "1.4.5", "userns": True, "overlay": "yes", "unsquash": "no"}
     expected = {
         "outside": ("host", "worker", "path"),
         "sif": ("host", "worker", "http"),

@@ -103,7 +103,7 @@ def test_a_folder_image(worker_bash: Bash, tmp_path: Path) -> None:
     assert probe("good", "") == "ok\n"
     assert probe("good", "light-2").startswith("damaged\nits marker is 'light-1'")
     assert probe("empty", "").startswith("damaged\n")
-    assert probe("absent", "") == "absent\n"
+    assert probe("absent", "") == "missing\n"
 
 
 def test_the_headers_of_the_last_response_count(worker_bash: Bash, tmp_path: Path) -> None:

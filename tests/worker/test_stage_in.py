@@ -93,8 +93,8 @@ def test_xrootd_is_asked_with_its_settings(make_job: MakeJob, tmp_path: Path) ->
     job = make_job(row=row, settings=secret)
     done = job.run(env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
     got = (job.scratch / "out" / done.report.outputs[0].file).read_text()
-    assert "XRD_REQUESTTIMEOUT=7\n" in got and "XRD_CONNECTIONRETRY=2\n" in got
-    assert "/x/keys\n" in got and "-- root://h:1094//f" in got
+    assert "XRD_REQUESTTIMEOUT=7\n" in got and "XRD_CONNECTIONRETRY=1\n" in got
+    assert "/x/keys\n" in got and "--force root://h:1094//f" in got
 
 
 def test_a_full_disk(make_job: MakeJob, tmp_path: Path, small_disk: list[str]) -> None:
