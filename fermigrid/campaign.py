@@ -39,7 +39,7 @@ def _absolute(text: str) -> str:
         raise ValueError("must be an absolute path")
     if ":" in text or "," in text:
         raise ValueError("a path with ':' or ',' cannot be written in a bind; bind a folder above it")
-    if any(ord(c) < 32 for c in text):
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
         raise ValueError("contains a control character")
     if ".." in text.split("/"):
         raise ValueError("may not contain '..'")

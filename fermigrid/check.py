@@ -17,6 +17,7 @@ from fermigrid.split import count_jobs
 from fermigrid.units import show_bytes, show_seconds
 
 _OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\x00-\x1f\x7f]")
+_URL_NAME = re.compile(r"[A-Za-z0-9._+=@,:~/-]+")
 UBER_JOBS = 50  # an uber image is copied whole to each node: above this, its distribution must be taken care of
 
 
@@ -110,11 +111,12 @@ def _outputs(a: Assembled) -> Iterator[Problem]:
                 text = f"{step.outputs[local]!r} is the same for every run: put {{run}} or {{job}} into it"
                 yield a.source.problem(("steps", name, "outputs", local), text)
                 return
+    remote = next((site for site in a.sites.values() if site.output.is_remote), None)
     before: set[int] = set()
     for start in range(0, len(a.runs), a.campaign.block):
         taken: dict[str, str] = {}
         for output, job, name, local in _published(a, compiled, a.runs[start : start + a.campaign.block]):
-            why = _claim(output, job, taken)
+            why = _claim(output, job, taken) or (remote and _no_url(output, job, remote))
             if why is None and hash(output) in before:
                 earlier = (other for same, other, *_ in _published(a, compiled, a.runs[:start]) if same == output)
                 why = next((_same(output, other, job) for other in earlier), None)
@@ -149,6 +151,13 @@ def _claim(output: str, job: str, taken: dict[str, str]) -> str | None:
             return f"{other} would write the output {folder!r}, which is a folder for {output!r} of {job}"
         taken[folder] = ""
     return None
+
+
+def _no_url(output: str, job: str, site: Site) -> str | None:
+    if _URL_NAME.fullmatch(output):
+        return None
+    where = f"site {site.site!r} ({site.output.kind})"
+    return f"{job} would write the output {output!r}; in a URL of {where} there may be letters, digits and ._+=@,:~-/"
 
 
 def _folders_above(output: str) -> Iterator[str]:
@@ -196,8 +205,26 @@ def _image(a: Assembled, site: Site) -> Iterator[Problem]:
             "use a light image with software from CVMFS, or an uber image distributed by CVMFS, or say allow_uber: true"
         )
         yield a.source.problem(("image",), text)
+    yield from _targets(a, site)
     if not site.container.binds_anywhere:
         yield from _mount_points(a, site, image)
+
+
+def _targets(a: Assembled, site: Site) -> Iterator[Problem]:
+    """No two binds to one place, and none that hides the job's working folder."""
+    software = [a.catalogue.software[name] for name in a.campaign.software]
+    binds: list[tuple[Key, str, str]] = [(("image",), bind.source, bind.to) for bind in site.binds]
+    binds += [(("binds", i, "to"), bind.source, bind.to) for i, bind in enumerate(a.campaign.binds)]
+    binds += [(("software", i), entry.source, entry.target) for i, entry in enumerate(software)]
+    sources: dict[str, str] = {}
+    workdir = site.container.workdir
+    for key, source, target in binds:
+        first = sources.setdefault(target, source)
+        if first != source:
+            yield a.source.problem(key, f"{first} and {source} would both be bound to {target} at site {site.site!r}")
+        if f"{workdir}/".startswith(f"{target.rstrip('/')}/") or f"{target}/".startswith(f"{workdir}/.fermigrid/"):
+            text = f"{target} at site {site.site!r} would hide the job's working folder {workdir}"
+            yield a.source.problem(key, text)
 
 
 def _mount_points(a: Assembled, site: Site, image: Image) -> Iterator[Problem]:
@@ -216,6 +243,12 @@ def _mount_points(a: Assembled, site: Site, image: Image) -> Iterator[Problem]:
 
 
 def _site(a: Assembled, site: Site) -> Iterator[Problem]:
+    output, container = site.output, site.container
+    if output.root and output.kind == "posix" and (container.launch, container.order) == ("worker", "wrapper-inside"):
+        binds = (bind for bind in (*site.binds, *a.campaign.binds) if bind.mode == "rw")
+        if not any(f"{output.root}/".startswith(f"{bind.to.rstrip('/')}/") for bind in binds):
+            text = f"site {site.site!r} publishes to {output.root} from within the container, and no bind with mode rw has it"
+            yield a.source.problem(("sites",), text)
     for name, step in a.campaign.steps.items():
         for index, secret in enumerate(step.secrets):
             if secret not in site.secrets:

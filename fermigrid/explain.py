@@ -42,6 +42,9 @@ def explain_job(ledger: Ledger, folder: RunFolder, found: Found) -> Iterator[str
         if report["message"] and report["message"] not in record.reason:
             words += f"; {report['message']}"
         yield f"attempt {attempt.attempt}: {words}" + (", accepted" if attempt.accepted else "")
+        if cores := [core["file"] for core in report.get("cores", ())]:
+            where = f"{found.log.parent / 'out'}: " if attempt.batch == found.batch.id else ""
+            yield f"attempt {attempt.attempt}: core files kept: {where}{', '.join(cores)}"
 
 
 def describe_attempt(report: dict[str, Any]) -> str:

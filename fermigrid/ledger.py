@@ -20,7 +20,7 @@ from typing import Any
 
 from fermigrid.backends import Cursor
 from fermigrid.errors import LedgerBusy, LedgerError
-from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRecord, MessageRecord
+from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRecord, MessageRecord, NodeFailures
 from fermigrid.report import Report
 from fermigrid.schema import MIGRATIONS
 from fermigrid.states import State
@@ -136,10 +136,11 @@ class Ledger:
 
     # --- jobs
 
-    def apply(self, jobs: Iterable[JobRecord], cursor: Cursor) -> None:
-        """Take in what was seen, together with how far it was read: both or neither."""
+    def apply(self, jobs: Iterable[JobRecord], cursor: Cursor, failures: Iterable[tuple[str, int]] = ()) -> None:
+        """Take in what was seen, with the (host, exit code) of nodes that failed, and how far it was read: all or nothing."""
         with self._transaction() as db:
             _upsert(db, jobs)
+            db.executemany("INSERT INTO node_failure VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1", failures)
             db.executemany(
                 "INSERT INTO cursor VALUES (?, ?) ON CONFLICT (file) DO UPDATE SET bytes = excluded.bytes",
                 cursor.offsets.items(),
@@ -148,6 +149,10 @@ class Ledger:
     def cursor(self) -> Cursor:
         """How far the event logs were read."""
         return Cursor(dict(self._rows("SELECT file, bytes FROM cursor")))
+
+    def node_failures(self) -> list[NodeFailures]:
+        """The machines on which starts failed for a reason of theirs, the worst first."""
+        return [NodeFailures(*row) for row in self._rows("SELECT * FROM node_failure ORDER BY times DESC, host, code")]
 
     def job(self, batch: str, index: int) -> JobRecord | None:
         """One job, or None when nothing happened to it yet."""

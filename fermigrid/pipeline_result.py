@@ -188,13 +188,13 @@ def _own_log(f: Following) -> bytes | None:
 
 
 def _log_target(f: Following, home: Path) -> Path:
-    """Where that log belongs: JOBCONTROL_LOGFILE, or a name beside it where the job itself writes there."""
+    """Where that log belongs: JOBCONTROL_LOGFILE, or a name beside it where the job itself has written there."""
     who = f.assembled.campaign.messages
     command = f.assembled.campaign.steps[STEP].command
     wanted = Path(f.assembled.folder, who.log if who else "logFile.txt")
     if wanted.is_relative_to(f.assembled.folder) and home != f.assembled.folder:
         wanted = home / wanted.relative_to(f.assembled.folder)  # it was archived
-    live = bool(command[5])
+    live = command[5] and wanted.exists()
     return wanted.with_name(f"{wanted.name}.worker") if live else wanted
 
 
@@ -216,6 +216,6 @@ def kept_result(run: RunFolder) -> Standing | None:
     """The result that was written down, if there is one."""
     try:
         data = json.loads((run.path / RESULT).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):  # a machine that lost its power may leave an empty file
         return None
     return Standing(**{**data, "state": State(data["state"]), "problems": (), "run": str(run.path)})

@@ -115,7 +115,8 @@ def submit(request: Request, environment: Mapping[str, str], here: Path, hand: H
                 begin(assembled, run, request.site, search, hand).close()
         if kept_result(run) is None:
             run = folder.bring_back(run)
-        _save_environment(folder, order)
+        if run == folder.run(order.instance):  # and not an archived one, asked for once more
+            _save_environment(folder, order)
         with opened(run, hand) as f, writing_patiently(run.ledger, LOCK_LIMIT_S):
             cluster = _send(f)
     try:

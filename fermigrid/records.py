@@ -59,6 +59,15 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
+class NodeFailures:
+    """How many starts on a machine ended with one exit code that charges the machine."""
+
+    host: str
+    code: int
+    times: int
+
+
+@dataclass(frozen=True)
 class MessageRecord:
     """A start or end message that has not been sent yet. `due`: not before, seconds since 1970; None: new."""
 

@@ -87,4 +87,12 @@ MIGRATIONS = (
     ) STRICT;
     CREATE INDEX unsent ON message (sent) WHERE sent IS NULL;
     """,
+    """
+    CREATE TABLE node_failure (        -- starts that ended with an exit code that charges the machine
+        host TEXT NOT NULL,
+        code INTEGER NOT NULL,         -- the worker's exit code
+        times INTEGER NOT NULL,
+        PRIMARY KEY (host, code)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )

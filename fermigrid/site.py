@@ -39,6 +39,14 @@ def _route(text: str) -> str:
 def _option(text: str) -> str:
     if not re.fullmatch(r"--?[A-Za-z0-9][A-Za-z0-9_=,./:+-]*", text):
         raise ValueError("is no option of a runtime: -x or --name or --name=value, without blanks")
+    if text in ("-p", "--pid", "-C", "--containall"):
+        raise ValueError("would hide the payload's processes from the worker, which has to signal and end them")
+    return text
+
+
+def _runtime(text: str) -> str:
+    if not re.fullmatch(r"(?:/(?:[^\x00-\x1f/]+/)*)?(?:apptainer|singularity|podman)[A-Za-z0-9._-]*", text):
+        raise ValueError("is no runtime: apptainer, singularity or podman, or the absolute path of one")
     return text
 
 
@@ -97,7 +105,7 @@ class Container(Model):
     order: Literal["wrapper-inside", "wrapper-outside"] = "wrapper-outside"
     dialect: Literal["self-healing", "plain", "none"] = "none"
     vacate_counter: str = "NumVacatesByReason.SingularityTestFailed"
-    runtimes: tuple[str, ...] = ("apptainer", "singularity")
+    runtimes: tuple[Annotated[str, AfterValidator(_runtime)], ...] = ("apptainer", "singularity")
     options: tuple[Option, ...] = ()
     formats: Annotated[tuple[Literal["directory", "sif"], ...], Field(min_length=1)] = ("directory", "sif")
     preamble: tuple[Line, ...] = ()

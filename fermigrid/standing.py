@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fermigrid.ledger import Ledger
-from fermigrid.records import BatchRecord
+from fermigrid.records import BatchRecord, NodeFailures
+from fermigrid.report import WORDS
 from fermigrid.states import State
 from fermigrid.units import show_count
 
 ORDER = (State.DONE, State.RUNNING, State.WAITING, State.HELD, State.ENDED, State.UNKNOWN, State.FAILED, State.REMOVED)
+KEEPS_FAILING = 3  # starts that failed for a reason of the node's
+NODES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Standing:
     batches: tuple[BatchStanding, ...]
     rehearsed: int
     unpublished: int
+    nodes: tuple[NodeFailures, ...] = ()
 
     @property
     def counts(self) -> dict[State, int]:
@@ -63,10 +67,13 @@ class Standing:
 
     @property
     def headline(self) -> str:
-        """`40 jobs, 38 done, 2 failed`, and a second line where jobs ran without a container."""
+        """`40 jobs, 38 done, 2 failed`, and more lines where jobs ran without a container or nodes keep failing."""
         text = f"{show_count(self.jobs, 'job')}, {self.words}"
         if self.rehearsed:
             text += f"\nrehearsal: not containerised ({show_count(self.rehearsed, 'job')} ran on the host)"
+        if bad := [node for node in self.nodes if node.times >= KEEPS_FAILING][:NODES_SHOWN]:
+            told = ", ".join(f"{node.host} ({node.code} {WORDS[node.code]}: {node.times} times)" for node in bad)
+            text += f"\nnodes that keep failing: {told}"
         return text
 
     @property
@@ -90,4 +97,4 @@ def standing_of(ledger: Ledger) -> Standing:
         rest = batch.jobs - sum(by_state.values())
         by_state[State.REMOVED if batch.removed else State.WAITING] += rest
         batches.append(BatchStanding(batch, by_state))
-    return Standing(tuple(batches), ledger.rehearsed(), ledger.waiting_to_publish())
+    return Standing(tuple(batches), ledger.rehearsed(), ledger.waiting_to_publish(), tuple(ledger.node_failures()))

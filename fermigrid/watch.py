@@ -14,6 +14,7 @@ from fermigrid.ledger import Ledger
 from fermigrid.messages import send_missing
 from fermigrid.plan import Assembled
 from fermigrid.records import BatchRecord, JobRecord
+from fermigrid.report import INFRASTRUCTURE
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import Seen, State, next_state
 from fermigrid.submit import Hand, adopt, handle_of, settle, sites_of_blocks, submit_work
@@ -138,16 +139,20 @@ def _observe(f: Following, items: Items, problems: list[str]) -> int:
                 problems.append(str(error))
                 break
             problems.extend(problem for problem in seen.problems if problem not in problems)
-            f.ledger.apply(_apply(f.ledger, items, batches, seen.seen), seen.cursor)
+            jobs, failures = _apply(f.ledger, items, batches, seen.seen)
+            f.ledger.apply(jobs, seen.cursor, failures)
             total += len(seen.seen)
             if seen.cursor == cursor:
                 break
     return total
 
 
-def _apply(ledger: Ledger, items: Items, batches: dict[str, BatchRecord], seen: Sequence[JobSeen]) -> list[JobRecord]:
-    """What was seen, put into states; the last word for each job."""
+def _apply(
+    ledger: Ledger, items: Items, batches: dict[str, BatchRecord], seen: Sequence[JobSeen]
+) -> tuple[list[JobRecord], list[tuple[str, int]]]:
+    """What was seen, put into states; the last word for each job, and (host, exit code) of each start that failed by its node."""
     now: dict[tuple[str, int], JobRecord] = {}
+    failures = []
     for event in seen:
         batch = batches.get(event.batch_id)
         if batch is None or not 0 <= event.index < batch.jobs:
@@ -160,7 +165,9 @@ def _apply(ledger: Ledger, items: Items, batches: dict[str, BatchRecord], seen: 
             name, _ = items.get(batch, event.index)
             job = JobRecord(event.batch_id, event.index, name, State.WAITING, "")
         now[key] = _step(job, event)
-    return list(now.values())
+        if job.state is State.RUNNING and job.host and event.exit_code in INFRASTRUCTURE:
+            failures.append((job.host.partition("@")[2] or job.host, event.exit_code))  # slot1_2@node
+    return list(now.values()), failures
 
 
 def _step(job: JobRecord, event: JobSeen) -> JobRecord:

@@ -17,7 +17,7 @@ _COMMENT = re.compile(r"(?P<code>.*?)  # [^\"'`]*")
 _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     "cache": lambda fields: _has(fields, "node_cache"),
     "messages": lambda fields: _has(fields, "message.to"),
-    "oci": lambda fields: any(name == "runtime" and value.rpartition("/")[2].startswith("podman") for name, value in fields),
+    "oci": lambda fields: any(name == "runtime" and re.search(r"(?:^|/)podman[^/]*$", value) for name, value in fields),
     "preamble": lambda fields: _has(fields, "preamble"),
     "inside": lambda fields: ("order", "wrapper-inside") in fields,
     "stage_remote": lambda fields: ("output.kind", "xrootd") in fields or ("output.kind", "http") in fields,

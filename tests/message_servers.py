@@ -49,13 +49,13 @@ class _Sink:
     def __init__(self, box: Box) -> None:
         self.box = box
 
-    async def handle_RCPT(self, server: SMTP, session: Session, envelope: Envelope, to: str, options: list[str]) -> str:
+    async def handle_RCPT(self, _: SMTP, __: Session, envelope: Envelope, to: str, ___: list[str]) -> str:
         if self.box.way == "450":
             return "450 later"
         envelope.rcpt_tos.append(to)
         return "250-one\r\n250-two\r\n250 three" if self.box.way == "lines" else "250 ok"
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+    async def handle_DATA(self, server: SMTP, _: Session, envelope: Envelope) -> str:
         assert isinstance(envelope.content, bytes)
         self.box.take(Post(envelope.content, str(envelope.mail_from), tuple(envelope.rcpt_tos)))
         if self.box.way == "hangup":
@@ -67,7 +67,7 @@ class _Sink:
 
 
 class _HangsUpBefore(SMTP):
-    async def smtp_DATA(self, arg: str) -> None:
+    async def smtp_DATA(self, _: str) -> None:
         assert self.transport is not None
         self.transport.close()
 

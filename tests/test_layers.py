@@ -13,6 +13,7 @@ from tests.campaigns import ROOT, finish, python
 PACKAGE = ROOT / "fermigrid"
 PURE = (
     "advance", "split", "plan", "states", "quoting", "report", "placeholder", "check", "render", "units",
+    "pipeline", "pipeline_campaign",
 )  # fmt: skip
 WORLD = {
     "htcondor2", "classad2", "sqlite3", "subprocess", "os", "click", "rucio", "socket", "shutil", "tempfile",
@@ -100,7 +101,7 @@ def test_no_shell_and_no_bare_except() -> None:
 HEAVY = ("htcondor2", "classad2", "rucio", "pydantic", "rich", "jinja2", "yaml", "sqlite3", "platformdirs", "socket")
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version", "submit --help"])
+@pytest.mark.parametrize("arguments", ["--help", "--version", "submit --help", "pipeline submit --help"])
 def test_help_imports_little(arguments: str) -> None:
     code = f"""
 import sys

@@ -174,7 +174,7 @@ def _from_event(event: LogEvent, batch: RenderedBatch) -> Iterator[JobSeen]:
         state,
         event.time,
         host=event.host or "",
-        exit_code=event.return_value,
+        exit_code=words.code_returned(event.lines) if state is Seen.EVICTED else event.return_value,
         signal=event.signal,
         reason=_reason(state, event),
         code="" if event.hold_code is None else f"{event.hold_code}/{event.hold_subcode}",

@@ -196,9 +196,14 @@ def eviction(reason: str | None, lines: Sequence[str]) -> str:
     """Why a job went back to the queue, from its event (004, 007, 021, 022, 024)."""
     if reason:
         return reason
-    if ended := next((found for line in lines if (found := _RETURNED.search(line))), None):
-        return f"the worker ended with exit code {ended[1]}, which charges the machine: the job starts again"
+    if (code := code_returned(lines)) is not None:
+        return f"the worker ended with exit code {code}, which charges the machine: the job starts again"
     return next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("(")), "")
+
+
+def code_returned(lines: Sequence[str]) -> int | None:
+    """The exit code of a worker whose job went back to the queue when it ended (004), or None."""
+    return next((int(found[1]) for line in lines if (found := _RETURNED.search(line))), None)
 
 
 def removal(reason: str | None) -> str:

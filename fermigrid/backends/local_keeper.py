@@ -80,7 +80,7 @@ def _become_worker(keeper: int, batch: RenderedBatch, item: Item, start: int, fo
         if os.getppid() == keeper:
             own = {"FERMIGRID_START": str(start), "FERMIGRID_SECRETS": str(secrets_of(folder)), TAG: batch.batch_id}
             job = ["run", item.name, item.shard, item.row, batch.batch_id]
-            os.execvpe("bash", ["bash", str(batch.plan_dir / "worker.sh"), *job], {**os.environ, **own})
+            os.execvpe("bash", ["bash", "-p", str(batch.plan_dir / "worker.sh"), *job], {**os.environ, **own})
     except OSError as error:
         os.write(2, f"the worker cannot be started: {error}\n".encode())
     os._exit(99)

@@ -85,6 +85,7 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
                 "rehearsed": standing.rehearsed,
                 "batches": rows,
                 "failed": [{"job": j.name, "host": j.host, "code": j.code, "reason": j.reason} for j in losers],
+                "nodes": [{"host": n.host, "code": n.code, "times": n.times} for n in standing.nodes],
                 "problems": problems,
             }
         )

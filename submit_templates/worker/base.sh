@@ -70,6 +70,7 @@ _scratch_is_full() {
 _on_error() {  # STATUS FUNCTION LINE COMMAND
     [ "$BASHPID" = "$$" ] || exit "$1"  # a subshell: its parent decides
     trap - ERR
+    ! _ending_signal || _finish $((128 + ending)) "ended by signal ${signals[*]} in phase $phase ($2, line $3, status $1)"
     if [ "$phase" != finish ] && _scratch_is_full; then
         _finish "$SCRATCH_FULL" "scratch is full ($scratch): $2, line $3"
     fi
@@ -112,7 +113,7 @@ _ending_signal() {  # -> true, and `ending` its number, when a signal has come t
 _await() {  # GROUP -> its status
     local nap=5 pause status=0
     while kill -0 "$1" 2> /dev/null; do
-        [ ${#pending[@]} = 0 ] || _forward
+        [ ${#pending[@]} = "$passed" ] || _forward
         if [ "$end_by" != 0 ]; then
             _now
             if [ "$now_ms" -ge "$end_by" ]; then end_by=0 overtime=yes; _on_signal TERM 15; fi
@@ -163,7 +164,7 @@ _close_files() {  # in a child: one that cannot be killed must keep nothing of t
 # Asks something that may never be answered, such as the state of a mount, in a group of its own that is left behind when even
 # KILL does not end it. -> answer: the lines of its stdout; false when its end did not come for SECONDS.
 _ask() {  # SECONDS COMMAND... (0: no limit)
-    local limit=$1 line='' waited=0 gone=''
+    local limit=$1 line='' half='' waited=0 gone=''
     shift
     answer=()
     [ -n "$ask_fd" ] || exec {ask_fd}<> <(:)
@@ -175,6 +176,7 @@ _ask() {  # SECONDS COMMAND... (0: no limit)
     _calm
     while [ "$line" != ended ]; do
         if IFS= read -r -t 1 -u "$ask_fd" line; then  # by the second: old bash runs no trap in a longer one
+            line=$half$line half=''
             case $line in
                 ended) ;;
                 '@cvmfs '*) json_cvmfs+="${json_cvmfs:+, }${line#* }" ;;
@@ -186,6 +188,7 @@ _ask() {  # SECONDS COMMAND... (0: no limit)
             ask_fd=''
             break
         else
+            half+=$line line=''  # on a busy machine the second may end in the middle of a line
             kill -0 "$asked" 2> /dev/null || gone=yes
         fi
     done

@@ -3,6 +3,8 @@
 # the URLs, or the registry's. NAME.sif.UID.stamp says how the file was when this user last took its digest (for a folder: its
 # bytes), and by its own time when he last used it. NAME.sif.UID.part is on its way.
 
+STATE='%s %i %z'  # of a file: nobody can change it, and leave the time of its inode
+
 _open_cache() {  # -> cache_dir; empty when there is none
     local base=${set_of[node_cache]:-} folder=${set_of[node_cache]:-}/u$EUID mode=700 limit
     cache_dir=''
@@ -19,7 +21,7 @@ _open_cache() {  # -> cache_dir; empty when there is none
 }
 
 _make_cache() {  # FOLDER MODE; runs in a child that may hang
-    ( umask 022; mkdir -p -- "${1%/*/*}"; mkdir -m 1777 -- "${1%/*}"; mkdir -m "$2" -- "$1" ) > /dev/null 2>&1 || :
+    [ -d "$1" ] || ( umask 022; mkdir -p -- "${1%/*/*}"; mkdir -m 1777 -- "${1%/*}"; mkdir -m "$2" -- "$1" ) > /dev/null 2>&1 || :
     if [ -L "$1" ] || { [ "$2" = 700 ] && [ ! -O "$1" ]; }; then printf 'it is not a folder of this user\n'; return; fi
     [ "$(stat -c %a -- "$1")" = "$2" ] || chmod "$2" -- "$1" || { printf 'its mode is not %s\n' "$2"; return; }
     if [ -w "$1" ]; then printf 'ok\n'; else printf 'it is not writable\n'; fi
@@ -41,7 +43,7 @@ _use_cached() {  # FILE -> image; 2: it is not there
     local stamp='' state name=${1##*/}
     { [ -f "$1" ] || [ -d "$1" ]; } && [ ! -L "$1" ] && _hold "$1" || return 2
     [ ! -O "$1.$EUID.stamp" ] || read -r stamp 2> /dev/null < "$1.$EUID.stamp" || :
-    if [ -d "$1" ]; then state=$stamp; else state=$(_state "$1") || :; fi
+    if [ -d "$1" ]; then state=$stamp; else state=$(stat -c "$STATE" -- "$1" 2> /dev/null) || :; fi
     [ -n "$state" ] || return 2
     if [ "$stamp" != "$state" ]; then
         _log "the cached image does not fit its stamp: its digest is taken again"
@@ -53,7 +55,7 @@ _use_cached() {  # FILE -> image; 2: it is not there
         fi
         _write_stamp "$1"
     fi
-    touch -- "$1.$EUID.stamp" 2> /dev/null || :
+    printf '\n' 2> /dev/null >> "$1.$EUID.stamp" || :  # gives it the time of this use
     image_bytes=${state%% *}
     _served cache "$1" "$1"
 }
@@ -65,9 +67,7 @@ _hold() {  # FILE: a shared lock as long as this worker lives, so that nobody ma
     [ "$1" -ef "/dev/fd/$cache_fd" ]  # still there under its name
 }
 
-_state() { stat -L -c '%s %i %z' -- "$1" 2> /dev/null; }  # FILE: nobody can change it, and leave the time of its inode
-
-_write_stamp() { if [ -d "$1" ]; then printf '%s\n' "$image_bytes"; else _state "$1"; fi 2> /dev/null > "$1.$EUID.stamp"; }  # FILE
+_write_stamp() { if [ -d "$1" ]; then printf '%s\n' "$image_bytes"; else stat -c "$STATE" -- "$1"; fi 2> /dev/null > "$1.$EUID.stamp"; }  # FILE
 
 _into_cache() {  # FUNCTION NAME: one download on a node at a time. 2: not into the cache
     local file=$cache_dir/$2 why='' status=0

@@ -93,11 +93,12 @@ _describe_message() {  # KIND
 
 # Each way for a message ends with 0: sent, 1: certainly not, 2: perhaps. What perhaps arrived is not tried another way.
 _deliver() {  # -> result, route
-    local limit last=0 way status routes=()
+    local limit last=0 way status mark routes=()
+    exec {mark}<> <(:)
     for way in "P2_SENDMAIL=${P2_SENDMAIL:-}" ${env_list[@]+"${env_list[@]}"} ${row_env[@]+"${row_env[@]}"}; do
         [[ $way != P2_SENDMAIL=?* ]] || routes=("program:${way#*=}")
     done
-    pending=() end_by=0
+    passed=${#pending[@]} end_by=0
     _get limit message.timeout 30
     if _ending_signal; then _now; limit=3 last=$((now_ms + 3000)); fi  # the batch system has little patience
     result=unsent route=''
@@ -107,7 +108,9 @@ _deliver() {  # -> result, route
             sendmail:*) _run "$limit" _pipe "$way" -t -i -f "${set_of[message.from]:-}" || status=$? ;;
             program:*) _run "$limit" _pipe "$way" || status=$? ;;
             spool:*) _run "$limit" _spool "$way" || status=$? ;;
-            smtp:*) _run $((limit + 2)) _smtp "${way#//}" || { status=$?; [ "$status" = 2 ] || status=1; } ;;
+            smtp:*)
+                _run $((limit + 2)) _smtp "${way#//}" || status=$?
+                [ "$status" != 137 ] || read -r -t 0.1 -u "$mark" _ || status=1 ;;  # killed before it sent the text
             *) _run $((limit + 2)) _post "$route" || status=$? ;;
         esac
         case $status in
@@ -157,6 +160,7 @@ _smtp() {  # HOST[:PORT]
     { exec {fd}<> "/dev/tcp/${host%]}/$port"; } 2> /dev/null || return 1
     { _say 220 && _say 250 "HELO $HOSTNAME" && _say 250 "MAIL FROM:<${set_of[message.from]:-}>" &&
         _say 25 "RCPT TO:<${set_of[message.to]:-}>" && _say 354 DATA; } || return 1
+    printf '\n' >&"$mark"
     text=${text//$'\n.'/$'\n..'}
     _say 250 "${text//$'\n'/$'\r\n'}." || status=$?
     printf 'QUIT\r\n' >&"$fd" || :

@@ -15,13 +15,15 @@ _podman() {  # -> command: podman with its own options; oci, its folder
     [ "$EUID" = 0 ] || command+=(--storage-opt=ignore_chown_errors=true)
 }
 
-_podman_in() {  # FOLDER -> command, up to binds
+_podman_in() {  # FOLDER -> command, up to binds; bind_option; in_image
     _podman
     rm -f -- "$oci/pid"
     command+=(run --rm --pull=never --entrypoint= --pidfile "$oci/pid" --cgroups=disabled --network=host --log-driver=passthrough
         --security-opt=label=disable --ulimit=host --read-only --workdir "$1" --volume "$oci/tmp:/tmp" --volume "$oci/var_tmp:/var/tmp")
     [ "$EUID" = 0 ] || command+=(--userns=keep-id)
-    command+=(${runtime_options[@]+"${runtime_options[@]}"})
+    bind_option=--volume in_image=(--rootfs "$image:O")
+    [ "$rung" != registry ] || in_image=("$image")
+    in_image+=(/bin/sh -c '"$@"; exit $?' sh)
 }
 
 _podman_pull() {  # the registry's image, as it is, into podman's folder
@@ -32,11 +34,6 @@ _podman_pull() {  # the registry's image, as it is, into podman's folder
     _run "$limit" "${command[@]}" pull -q "$reference" >&2 || status=$?
     if [ "$status" != 0 ]; then _tried registry "$reference" "failed ($status)"; return 1; fi
     _served registry "$reference" "${reference#*://}"
-}
-
-_podman_to_run() {  # COMMAND...
-    if [ "$rung" = registry ]; then command+=("$image"); else command+=(--rootfs "$image:O"); fi
-    command+=(/bin/sh -c '"$@"; exit $?' sh "$@")
 }
 
 _podman_init() {  # -> init, the container's first process; false when there is none

@@ -47,8 +47,9 @@ _write_launcher() {  # COMMAND...
         printf 'cd %s || exit 126\nsay() { echo "$*" > .fermigrid/started.%s; }\n' "$quoted" "$side"
         printf '%s\n' 'layer=- mounted=' 'while read -r _ _ _ _ point mode rest; do' 'mounted="$mounted|$point $mode|"' \
             '[ "$point" != / ] || { layer=${rest#*- }; layer=${layer%% *}; }' 'done < /proc/self/mountinfo'
+        printf 'read -r first _ count < /proc/self/uid_map || :\n'
         ! _starts_container || printf '. ./.fermigrid/proofs\n'
-        printf 'read -r first _ count < /proc/self/uid_map || :\nsay "ok $first $count $layer" || exit 126\n'
+        printf 'say "ok $first $count $layer" || exit 126\n'
         if [ "$container" = none ] || [ "$side" = inside ]; then
             _quote "$host_path"
             printf 'export PATH=%s\n' "$quoted"
@@ -58,7 +59,7 @@ _write_launcher() {  # COMMAND...
         if [ "$container" = site ] || [ "$side" = inside ] || _is_podman; then  # the image's own, as Apptainer would make it
             printf 'for script in /.singularity.d/env/*.sh; do [ ! -r "$script" ] || . "$script"; done\n'
         fi
-        printf 'unset %s\n' 'first count point mode rest layer mounted found why required script container HOSTNAME PS1 PROMPT_COMMAND TERM SHLVL OLDPWD LC_ALL' \
+        printf 'unset %s\n' 'first count point mode rest layer mounted found why script container HOSTNAME PS1 PROMPT_COMMAND TERM SHLVL OLDPWD LC_ALL' \
             'APPTAINER_APPNAME APPTAINER_BIND APPTAINER_COMMAND APPTAINER_CONTAINER APPTAINER_ENVIRONMENT APPTAINER_NAME' \
             'SINGULARITY_APPNAME SINGULARITY_BIND SINGULARITY_COMMAND SINGULARITY_CONTAINER SINGULARITY_ENVIRONMENT SINGULARITY_NAME'
         for i in "${!env_names[@]}"; do
@@ -89,9 +90,9 @@ _write_proofs() {
         printf '%s\n' 'prove() {' 'why= mode=${mounted##*"|$5 "}' 'if [ ! -e "$1" ]; then why="is missing"' \
             'elif found=$(stat -L -c %d:%i -- "$1" 2> /dev/null); then [ "$found" = "$2" ] || why="is something else"' \
             'elif [ "$mode" = "$mounted" ]; then why="is not mounted"; fi' \
-            'required=$4' 'case $3$mode in rorw*) why="can be written to" required=yes ;; esac' \
-            'if [ -z "$why" ]; then return; fi' 'if [ "$required" = no ]; then echo "$why|$1" >> .fermigrid/lost; return; fi' \
-            'say "bind $layer $why|$1"; exit 1' '}'
+            'case $3$mode in rorw*) why="can be written to"; set -- "$1" "" ro yes ;; esac' \
+            'if [ -z "$why" ]; then return; fi' 'if [ "$4" = no ]; then echo "$why|$1" >> .fermigrid/lost; return; fi' \
+            'say "bind $first $count $layer|$why|$1"; exit 1' '}'
         for i in "${!bind_from[@]}"; do
             [ "${bind_result[i]}" = kept ] || continue
             _quote "${bind_to[i]}"
@@ -120,13 +121,13 @@ _launch_bare() {  # in this container, or in a rehearsal: with an empty environm
     exec -c "$BASH" "$control/launch.sh"
 }
 
-_cpu() {  # + or -: the seconds of the children that have ended -> user_ms, system_ms; bash counts them, no image needs time(1)
+_cpu() {  # 1 or -1, times the seconds of the children that have ended -> user_ms, system_ms; bash counts them, no image needs time(1)
     local line count=0
     times >&"$pipe_fd"
     while [ "$count" != 2 ] && read -r -t 1 -u "$pipe_fd" line; do [[ $line != *m*s ]] || count=$((count + 1)); done
     [[ ${line:-} =~ ^([0-9]+)m([0-9]+)\.([0-9]{3})s\ ([0-9]+)m([0-9]+)\.([0-9]{3})s$ ]] || return 0
     set -- "$1" "${BASH_REMATCH[@]:1}"
-    user_ms=$((user_ms $1 ($2 * 60000 + 10#$3$4))) system_ms=$((system_ms $1 ($5 * 60000 + 10#$6$7)))
+    user_ms=$((user_ms + $1 * ($2 * 60000 + 10#$3$4))) system_ms=$((system_ms + $1 * ($5 * 60000 + 10#$6$7)))
 }
 
 _start_payload() {  # COMMAND... -> status
@@ -134,7 +135,7 @@ _start_payload() {  # COMMAND... -> status
     status=0
     rm -f -- "$control/started.$side"
     user_ms=0 system_ms=0
-    _cpu -
+    _cpu -1
     set -m
     "$@" < /dev/null 3>&- 4>&- &
     group=$!
@@ -145,7 +146,7 @@ _start_payload() {  # COMMAND... -> status
     done
     payload_group=$group
     _await "$group" || status=$?
-    _cpu +
+    _cpu 1
     kill -KILL -- "-$group" 2> /dev/null || :  # what the payload left behind
     [ -z "$inner_runs" ] || _kill_inner
     [ -z "$oci" ] || _end_podman
@@ -161,8 +162,7 @@ _run_payload() {
             _write_proofs
             [ -z "$inner_runs" ] || _tell_inner
             _container_command
-            _to_run /bin/sh "$view/.fermigrid/launch.sh"
-            _start_payload _launch "${command[@]}"
+            _start_payload _launch "${command[@]}" "${in_image[@]}" /bin/sh "$view/.fermigrid/launch.sh"
         else
             _start_payload _launch_bare
         fi
@@ -171,18 +171,16 @@ _run_payload() {
         case $said in
             'ok '*) break ;;
             image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
-            bind*) said=${said#bind }; _find_overlay "${said%% *}"; said=${said#* }; _lose_target "${said#*|}" "${said%%|*}" ;;
+            bind*) said=${said#bind }; _find_kind ${said%%|*}; said=${said#*|}; _lose_bind "${said#*|}" "${said%%|*}" ;;
         esac
         if [ ${#signals[@]} != 0 ] && [ "$status" -gt 128 ]; then
             if _ending_signal; then status=$((128 + ending)); fi
             _finish "$status" "ended by signal ${signals[*]} before the payload had started"
         fi
-        _container_failed "$status" "$tries"
+        _container_failed
     done
-    if [ "$container" != none ]; then _find_overlay "${said##* }"; said=${said% *}; _find_userns "${said#ok }"; fi
-    if [ -r "$control/lost" ]; then
-        while IFS='|' read -r why target; do _lose_target "$target" "$why"; done < "$control/lost"
-    fi
+    [ "$container" = none ] || _find_kind ${said#ok }
+    [ ! -r "$control/lost" ] || while IFS='|' read -r why target; do _lose_bind "$target" "$why"; done < "$control/lost"
     [ -z "$inner_runs" ] || _inner_failed "$status"
     started_payload=true payload_exit=$status
     if [ "$status" -gt 128 ] && [ "$status" -le 192 ]; then payload_signal=$((status - 128)); fi
@@ -196,7 +194,8 @@ _forward() {  # pending signals to the payload, once it runs; those that end a j
         ! _ending_signal || kill -KILL -- "-$payload_group" 2> /dev/null || :
         return 0
     fi
-    for name in ${pending[@]+"${pending[@]}"}; do
+    while [ "$passed" -lt ${#pending[@]} ]; do  # never emptied: a signal that comes in between would be lost
+        name=${pending[passed]} passed=$((passed + 1))
         _log "signal $name goes to the payload"
         _signal_payload "$name"
         if [ "$kill_at" != 0 ] || [[ $name == USR[12] || $name == XCPU ]]; then continue; fi
@@ -205,7 +204,6 @@ _forward() {  # pending signals to the payload, once it runs; those that end a j
         _now
         kill_at=$((now_ms + grace * 1000))
     done
-    pending=()
 }
 
 _signal_payload() {  # NAME: to the process group, but for the runtime in it, which would pass it on a second time

@@ -13,16 +13,15 @@ _run_preamble() {  # 81
         _finish "$NO_RUNTIME" "the site's preamble failed on $HOSTNAME (status $status): ${words:-it said nothing}"
     fi
     while IFS= read -r -d '' line; do
-        ! _is_free "${line%%=*}" || export "${line%%=*}=${line#*=}"
+        ! _is_free "${line%%=*}" "${line#*=}" || export "${line%%=*}=${line#*=}"
     done < "$control/environ"
     export PATH=$PATH:/usr/local/bin:/usr/bin:/bin
 }
 
 _preamble_shell() { _close_files; exec "$BASH" --noprofile --norc -c "$1"; }  # TEXT; runs in a child
 
-_is_free() {  # NAME of a variable: neither one of the worker, nor one that says who and where the job is
-    [[ $1 =~ $VARIABLE ]] || return 1
+_is_free() {  # NAME VALUE of a variable: new, neither one of the worker nor one that says who and where the job is
+    [[ $1 =~ $VARIABLE && ${!1-} != "$2" ]] || return 1
     case $1 in LD_* | LC_ALL | USER | LOGNAME | HOME | TMPDIR | PWD | OLDPWD | SHLVL | _ | BASH* | FERMIGRID*) return 1 ;; esac
-    [ -n "${!1+set}" ] || return 0
-    [[ $(declare -p "$1") == declare\ -x* ]]
+    [[ $(declare -p "$1" 2> /dev/null || echo declare -x) == declare\ -x* ]]
 }

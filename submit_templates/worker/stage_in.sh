@@ -43,14 +43,14 @@ _retry() {  # COMMAND...: as often as the site says, until it succeeds, is hopel
 
 _heard() {  # COMMAND...: what may take the time that is left -> problem: the first words of its stderr; hopeless
     local status=0
+    problem='' hopeless=''
     _left
     _run "$left" "$@" > /dev/null 2> "$control/words" || status=$?
     [ "$status" != 0 ] || return 0
-    problem=''
     read -r problem < "$control/words" || :
     if [ -z "$problem" ]; then problem="failed ($status)"; [ "$status" != 137 ] || problem="no end within $left s"; fi
     # what the system, XRootD, or HTTP says when it is no matter of the moment, after the names
-    [[ ! ${problem##*[:;\']} =~ directory|ermission|denied|o\ space|uota|ead-only|isallowed|plain\ file|xists|(^\ (4[01]|507)) ]] || hopeless=yes
+    [[ ! ${problem##*[:;\']} =~ directory|ermission|denied|o\ space|uota|ead-only|isallowed|plain\ file|o\ protocols|xists|(^\ (4[01]|507)) ]] || hopeless=yes
     return 1
 }
 

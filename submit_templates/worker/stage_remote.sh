@@ -31,7 +31,7 @@ _put_remote() {  # INDEX -> problem, hopeless
     if _remote put "$url" "${out_path[$1]}"; then
         [[ $url == http* ]] || return 0
     elif [[ $problem != *'querying the checksum'* ]]; then  # an XRootD server without checksums gets it read back, too
-        [[ $problem == *' 4'0[49]* ]] || return 1
+        [[ $problem =~ \ (403|404|409|500) ]] || return 1
         _make_folders_of "$url"
         _remote put "$url" "${out_path[$1]}" || return 1
     fi
@@ -64,7 +64,7 @@ _take_lock() {  # signals wait from then on, so that it does not stay
         ! _remote make "$lock" || break
         _calm
         waited=$((waited + 1))
-        if [[ $problem != *exists* && $problem != *' 405'* ]]; then
+        if [[ ! $problem =~ exists|\ opened|\ 405 ]]; then
             [ -z "$hopeless" ] && [ "$waited" -lt 4 ] || _finish "$STAGE_OUT" "the lock $lock cannot be made: $problem"
         elif [ "$waited" -gt "${FERMIGRID_RIVAL_WAIT:-60}" ]; then
             _finish "$STAGE_OUT" "another attempt holds the lock $lock. When no other attempt of $job runs: remove it, then run the job again"
@@ -101,7 +101,8 @@ _publish_remote() {
         parts=("${out_file[i]}" "${parts[@]}")  # all or none
         _retry _remote move "${out_part[i]}" "${out_file[i]}" || _finish "$STAGE_OUT" "${out_part[i]} cannot be renamed: $problem"
     done
-    for i in ${missing[@]+"${missing[@]}"}; do parts=("${parts[@]:1}"); done
+    parts=("${parts[@]:${#missing[@]}}")
+    for i in ${missing[@]+"${missing[@]}"}; do unset "parts[i]"; done
     _wipe_parts
 }
 

@@ -42,7 +42,7 @@ declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stag
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null overlay=unknown version_fd='' oci='' oci_fd=''
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_link=''
 secret_dir='' secret_fd='' guard_fd=''
-inner_runs='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=()
+inner_runs='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=() passed=0
 end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' ask_fd='' parts=()
@@ -70,7 +70,7 @@ _main() {
     _need "$TAME" "$batch" "batch"
     _need '^[1-9][0-9]{0,8}$' "$row_number" "row"
     _log "job $job, batch $batch, on $HOSTNAME in $scratch"
-    [[ $scratch != *[:,]* ]] || _bad "the scratch folder $scratch has a colon or comma in its name"
+    _bindable "$scratch"
     _make_folders
     _parse_settings job.env
     attempt=g${set_of[generation]}.${attempt#*.}

@@ -305,6 +305,18 @@ def test_two_at_once_are_one(control: Control) -> None:
     assert (control.folder / "ran").read_text() == "x\n"
 
 
+def test_two_instances_at_once_are_not_two_jobs(control: Control) -> None:
+    control.write('echo "$PIPELINE_PROCESSINSTANCE" >> ran; until [ -e go ]; do sleep 0.05; done\n')
+    together = [control.start("submit", "--site", "here", instance=str(101 + number)) for number in range(6)]
+    ended = [finish(process, LIMIT_S) for process in together]
+    assert sorted(code for code, _, _ in ended) == [0, 14, 14, 14, 14, 14]
+    assert len([out for _, out, _ in ended if out]) == 1
+    (control.folder / "go").touch()
+    now = control.ended()
+    assert (control.folder / "ran").read_text() == f"{now['instance']}\n"
+    assert f"1 job(s) submitted to cluster {now['instance']}.\n" in [out for _, out, _ in ended]
+
+
 def test_a_new_instance_is_a_new_try(control: Control) -> None:
     for instance in ("101", "102", "103"):
         control.write(f"echo try {instance}; pipelineSet try {instance}\n")
@@ -379,6 +391,18 @@ def test_a_living_try_that_the_job_control_has_archived_is_noticed(control: Cont
     assert "fermigrid pipeline kill 101" in err
 
 
+def test_an_old_instance_does_not_disturb_the_new_one(control: Control) -> None:
+    for instance in ("101", "102"):
+        control.submit(instance=instance)
+        control.ended()
+    before = control.tree()
+    assert control.submit(instance="101") == "101"
+    after = control.tree()
+    assert {name: after.get(name) for name in before if not name.endswith("lock")} == {
+        name: data for name, data in before.items() if not name.endswith("lock")
+    }
+
+
 # --- status and kill
 
 
@@ -395,6 +419,16 @@ def test_states_and_lines(control: Control) -> None:
     assert re.fullmatch(r"101 failed instance=101 exit=5 cpu_s=\d+\.\d{3} host=\S+ starts=1 since=\S+\n", out)
     assert "101: the payload ended with exit code 5" in err
     assert control.run("status", "101") == (out, err)
+
+
+def test_a_job_that_never_came_to_its_script_has_a_log(control: Control, tmp_path: Path) -> None:
+    site = tmp_path / "sites/here.yaml"
+    site.write_text(site.read_text().replace("rehearsal: true, ", ""))
+    control.submit("--retries", "0")
+    now = control.ended()
+    assert (now["state"], now["exit"]) == ("failed", 81)
+    assert "no container runtime" in (control.folder / "logFile.txt").read_text()
+    assert "ExitCode: 81" in (control.folder / "pipeline_summary").read_text()
 
 
 def test_clusters_that_nobody_knows_do_not_hide_the_others(control: Control) -> None:

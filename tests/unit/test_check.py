@@ -199,6 +199,15 @@ def test_uber_images_for_many_jobs(tmp_path: Path, runs: int, more: str, image: 
         assert "allow_uber: true" in found[0]
 
 
+def test_binds_that_hide_each_other(tmp_path: Path) -> None:
+    site = SITE + "binds: [{from: /sdf/a, to: /afs/slac}, {from: /sdf/a, to: /afs/slac.stanford.edu}, {from: /sps}]\n"
+    binds = "binds: [{from: /sps}, {from: /d, to: /afs/slac}, {from: /e, to: /srv}, {from: /f, to: /srv/.fermigrid/x}, {from: /g, to: /srv/g}]\n"
+    found = with_site(tmp_path, SMALL + binds, site=site)
+    assert [line.split(": ")[1] for line in found] == ["binds[1].to", "binds[2].to", "binds[3].to"]
+    assert "/sdf/a and /d would both be bound to /afs/slac at site 'mine'" in found[0]
+    assert "/srv at site 'mine' would hide the job's working folder /srv" in found[1]
+
+
 def test_binds_where_the_site_has_neither_overlay_nor_underlay(tmp_path: Path) -> None:
     site = (
         SITE.replace("{launch: worker}", "{launch: worker, binds_anywhere: false}")
@@ -239,3 +248,19 @@ def test_a_site_of_the_campaign_that_does_not_exist_is_a_problem_of_its_file(tmp
 def test_all_that_is_wrong_comes_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = SMALL.replace("light", "nope").replace("{run}", "{a}", 1).replace("{run}", "{b}") + "software: [nope]\n"
     assert [int(line.split(":")[1]) for line in complaints(tmp_path, text)] == [2, 6, 7, 8]
+
+
+def test_names_of_outputs_on_servers(tmp_path: Path) -> None:
+    remote = SITE.replace("{kind: transfer}", "{kind: xrootd, root: 'root://h:1094//x'}")
+    assert with_site(tmp_path, outputs("sub/{run}.fit"), site=remote) == []
+    said = with_site(tmp_path, outputs("{run} a.fit"), site=remote)
+    assert len(said) == 1 and "there may be letters, digits" in said[0], said
+
+
+def test_outputs_of_a_wrapper_in_the_container_need_a_bind(tmp_path: Path) -> None:
+    inside = SITE.replace("{launch: worker}", "{launch: worker, order: wrapper-inside}")
+    inside = inside.replace("{kind: transfer}", "{kind: posix, root: /data/out}")
+    said = with_site(tmp_path, SMALL, site=inside)
+    assert len(said) == 1 and "no bind with mode rw has it" in said[0], said
+    assert with_site(tmp_path, SMALL, site=inside + "binds: [{from: /data, mode: rw, required: true}]\n") == []
+    assert len(with_site(tmp_path, SMALL, site=inside + "binds: [{from: /dat, mode: rw, required: true}]\n")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -88,9 +89,24 @@ def test_a_site_is_named_like_its_file(tmp_path: Path) -> None:
         ("{launch: worker}", "{launch: worker, workdir: srv}", "must be an absolute path"),
         ("{launch: worker}", "{launch: worker, limits: {path: 30}}", "has no unit"),
         ("{launch: worker}", "{launch: worker, node_cache: {path: /c, limit: 5}}", "container.node_cache.limit"),
+        ("{launch: worker}", "{launch: worker, runtimes: [docker]}", "container.runtimes[0]: 'docker': is no runtime"),
+        ("{launch: worker}", "{launch: worker, runtimes: [bin/apptainer]}", "is no runtime"),
+        (
+            "{launch: worker}",
+            "{launch: worker, options: [--userns x]}",
+            "container.options[0]: '--userns x': is no option",
+        ),
+        ("{launch: worker}", "{launch: worker, options: [--pid]}", "would hide the payload's processes"),
+        ("{launch: worker}", '{launch: worker, preamble: ["a\\nb"]}', "container.preamble[0]"),
         ("{kind: transfer}", "{kind: posix}", "kind: posix needs a root"),
-        ("{kind: transfer}", "{kind: transfer, root: /x}", "kind: transfer has none"),
-        ("{kind: transfer}", "{kind: s3}", "Allowed: 'transfer' or 'posix'"),
+        ("{kind: transfer}", "{kind: transfer, root: /x}", "kind: transfer has no root"),
+        ("{kind: transfer}", "{kind: s3}", "Allowed: 'transfer', 'posix', 'xrootd' or 'http'"),
+        ("{kind: transfer}", "{kind: posix, root: srv}", "must be an absolute path"),
+        ("{kind: transfer}", "{kind: xrootd}", "kind: xrootd needs a root: a folder, root://host//path"),
+        ("{kind: transfer}", "{kind: xrootd, root: 'root://h/x'}", "must be a folder, root://host//path"),
+        ("{kind: transfer}", "{kind: xrootd, root: 'root://h//x/'}", "without a slash at its end"),
+        ("{kind: transfer}", "{kind: http, root: 'https://h/a b'}", "must be a folder, https://host/path"),
+        ("{kind: transfer}", "{kind: http, root: 'https://h/../b'}", "must be a folder, https://host/path"),
         ("contact: me", "contcat: me", "contcat: unknown key; did you mean 'contact'?"),
         ("site: mine", "site: mi ne", "may hold only letters"),
         ("title: Mine", "title: Mine\nlocal: {slots: 0}", "local.slots"),
@@ -154,3 +170,53 @@ def test_every_model_refuses_unknown_keys() -> None:
     for kind in all_of(Model):
         assert kind.model_config["extra"] == "forbid", kind
         assert kind.model_config["frozen"], kind
+
+
+UNBINDABLE = [
+    ("/a:b", "':' or ','"),
+    ("/a,b", "':' or ','"),
+    ("/a\tb", "control character"),
+    ("/a\x7fb", "control character"),
+]
+PLACES = [
+    ("binds: [{{from: {path}}}]", "8: binds[0].from"),
+    ("binds: [{{from: /a, to: {path}}}]", "8: binds[0].to"),
+    ("images: {{light: {{path: {path}}}}}", "8: images.light.path"),
+    ("images: {{light: {{path: /x, sif: {path}}}}}", "8: images.light.sif"),
+    ("local: {{scratch: {path}}}", "8: local.scratch"),
+    ("secrets: {{s: {{kind: path, from: {path}}}}}", "8: secrets.s.from"),
+]
+
+
+@pytest.mark.parametrize(("path", "why"), UNBINDABLE)
+@pytest.mark.parametrize(("line", "where"), PLACES)
+def test_what_no_runtime_can_bind_is_refused_where_it_is_written(
+    tmp_path: Path, path: str, why: str, line: str, where: str
+) -> None:
+    said = refusal(tmp_path, MINE + line.format(path=json.dumps(path)) + "\n")
+    assert f"mine.yaml:{where}: {path!r}: " in said and why in said
+
+
+@pytest.mark.parametrize(("path", "why"), UNBINDABLE)
+@pytest.mark.parametrize("key", ["workdir: {path}", "node_cache: {{path: {path}}}"])
+def test_the_places_of_the_container(tmp_path: Path, path: str, why: str, key: str) -> None:
+    said = refusal(
+        tmp_path, MINE.replace("{launch: worker}", f"{{launch: worker, {key.format(path=json.dumps(path))}}}")
+    )
+    assert "mine.yaml:6: container." in said and why in said
+
+
+@pytest.mark.parametrize(("path", "why"), UNBINDABLE)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "images: {{x: {{flavour: light, path: {path}}}}}",
+        "software: {{x: {{from: /a, to: {path}}}}}",
+        "software: {{x: {{from: {path}, to: /a}}}}",
+    ],
+)
+def test_the_places_of_the_catalogue(tmp_path: Path, path: str, why: str, line: str) -> None:
+    (tmp_path / "images.yaml").write_text(line.format(path=json.dumps(path)) + "\n")
+    with pytest.raises(ConfigError) as refused:
+        load_catalogue([tmp_path])
+    assert "images.yaml:1: " in str(refused.value) and why in str(refused.value)

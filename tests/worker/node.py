@@ -243,10 +243,8 @@ class Node:
 
     def inner_pid(self, process: subprocess.Popen[bytes]) -> int:
         """The pid, as the host sees it, of the program that `start` or `serve` runs in the node."""
-        pid = process.pid
-        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            pid = int(children[0])
-        return pid
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return int(children[0])  # of nsenter, which becomes the program
 
     def kill(self, process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
         """Sends a signal to the program that `start` or `serve` runs."""

@@ -52,7 +52,9 @@ def own_folder(path: Path) -> Path:
     return path
 
 
-def start_xrootd(node: Node, *lines: str, name: str = "xrootd", data: Path | None = None, user: str = "fermi") -> Storage:
+def start_xrootd(
+    node: Node, *lines: str, name: str = "xrootd", data: Path | None = None, user: str = "fermi"
+) -> Storage:
     """An xrootd with these further lines in its configuration."""
     folder, port = own_folder(node.folder / name), free_port()
     where = data or own_folder(folder / "data")
@@ -69,7 +71,9 @@ def start_xrootd(node: Node, *lines: str, name: str = "xrootd", data: Path | Non
     return Storage("xrootd", f"root://127.0.0.1:{port}//{where.name}", where, port)
 
 
-def start_nginx(node: Node, methods: Sequence[str] = ("PUT", "DELETE", "MKCOL", "MOVE"), full_path: bool = False) -> Storage:
+def start_nginx(
+    node: Node, methods: Sequence[str] = ("PUT", "DELETE", "MKCOL", "MOVE"), full_path: bool = False
+) -> Storage:
     """An nginx that takes files by WebDAV; with `full_path` it makes missing folders itself."""
     folder, port = own_folder(node.folder / "nginx"), free_port()
     data = own_folder(folder / "data")

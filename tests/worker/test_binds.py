@@ -16,6 +16,9 @@ def bind(source: str, to: str, required: str = "yes", mode: str = "ro") -> Pairs
     return [("bind", source), ("bind.to", to), ("bind.mode", mode), ("bind.required", required)]
 
 
+@pytest.mark.fault(
+    fault="the site has started the container without an optional bind", mode="site", does="says so and goes on", code=0
+)
 def test_what_is_there_is_used_and_what_is_optional_dropped(make_job: MakeJob, tmp_path: Path) -> None:
     settings = bind("/somewhere", str(tmp_path)) + bind("/other", "/nonexistent/a", "no", "rw")
     done = make_job(settings=settings).run()
@@ -26,6 +29,12 @@ def test_what_is_there_is_used_and_what_is_optional_dropped(make_job: MakeJob, t
     assert "/nonexistent/a is missing" in done.err
 
 
+@pytest.mark.fault(
+    fault="the site has started the container without a required bind",
+    mode="site",
+    does="ends before the payload",
+    code=84,
+)
 def test_what_is_required_and_missing(make_job: MakeJob) -> None:
     done = make_job(args=["/bin/echo", "ran"], settings=bind("/x", "/nonexistent/a")).run()
     assert done.code == 84 and "/nonexistent/a" in done.message and b"ran" not in done.out
@@ -47,6 +56,7 @@ def test_software(make_job: MakeJob, tmp_path: Path, where: str) -> None:
     assert done.out.decode().splitlines()[0] == f"{path}/lib:{path} &{path}"
 
 
+@pytest.mark.fault(fault="software is neither bound nor mounted", mode="site", does="ends before the payload", code=84)
 def test_software_that_is_nowhere(make_job: MakeJob, tmp_path: Path) -> None:
     """In the image it is an error; a rehearsal says so and goes on."""
     software = [

@@ -170,7 +170,13 @@ def test_argv_and_environment_arrive_byte_exact(node: Node, way: str) -> None:
     assert environment["HOME"] == f"{control}/home" and environment["FERMIGRID_SUMMARY"] == f"{control}/summary"
     assert environment["LD_LIBRARY_PATH"] == "/.singularity.d/libs" and environment["USER"] == "fermi"
     assert environment["PATH"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    assert done.data["runtime"] == {"name": "apptainer", "version": "" if way == "site" else "1.4.5", "userns": True, "overlay": "yes", "unsquash": "no"}
+    assert done.data["runtime"] == {
+        "name": "apptainer",
+        "version": "" if way == "site" else "1.4.5",
+        "userns": True,
+        "overlay": "yes",
+        "unsquash": "no",
+    }
     expected = {
         "outside": ("host", "worker", "path"),
         "sif": ("host", "worker", "http"),
@@ -323,6 +329,8 @@ def test_a_damaged_cached_image_is_healed(node: Node) -> None:
         file.seek(30_000)
         file.write(os.urandom(200_000))
     os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    stamp = node.pool.run("fermi", "stat", "-L", "-c", "%s %i %z", str(image)).stdout
+    image.with_name(f"{image.name}.{FERMI}.stamp").write_text(stamp)
     done = node.run(node.job(settings=settings, **sh("cat /etc/fermigrid-image")))
     assert (done.code, done.report.rung) == (0, "http"), done.err
     assert "is damaged: removed" in done.err and done.out.startswith(b"light-1\n")

@@ -18,14 +18,69 @@ from tests.worker.test_podman import CGROUPS, PODMAN
 from tests.worker.worker_job import Done, Job, Pairs
 
 __all__ = ["job_folder", "node", "pool", "running_pool"]
-pool_test = (pytest.mark.pool, pytest.mark.xdist_group("worker-pool"))
 MakeJob = Callable[..., Job]
 
-NAMES = """LD_LIBRARY_PATH LD_AUDIT LD_DEBUG_OUTPUT LD_BIND_NOW LIBPATH DYLD_LIBRARY_PATH GLIBC_TUNABLES MALLOC_CHECK_ PYTHONPATH PYTHONHOME
- PYTHONSTARTUP PYTHONUSERBASE PYTHONWARNINGS PERL5LIB PERL5OPT PERLLIB RUBYLIB RUBYOPT JAVA_HOME CLASSPATH JAVA_TOOL_OPTIONS R_HOME R_LIBS
- ROOTSYS CMTPATH MANPATH NODE_PATH TCLLIBPATH HOME TMPDIR TMP TEMP PWD OLDPWD LOGNAME MAIL SHELL TERM LANG LC_ALL LC_CTYPE TZ CDPATH ENV
- BASH_ENV GLOBIGNORE IFS PS4 PROMPT_COMMAND POSIXLY_CORRECT BASHOPTS_LIKE MODULEPATH http_proxy X509_USER_PROXY
- APPTAINERENV_LEAK SINGULARITYENV_LEAK APPTAINERENV_LD_LIBRARY_PATH SINGULARITYENV_PYTHONPATH APPTAINER_ENV_FILE""".split()
+NAMES = [
+    "LD_LIBRARY_PATH",
+    "LD_AUDIT",
+    "LD_DEBUG_OUTPUT",
+    "LD_BIND_NOW",
+    "LIBPATH",
+    "DYLD_LIBRARY_PATH",
+    "GLIBC_TUNABLES",
+    "MALLOC_CHECK_",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
+    "PYTHONWARNINGS",
+    "PERL5LIB",
+    "PERL5OPT",
+    "PERLLIB",
+    "RUBYLIB",
+    "RUBYOPT",
+    "JAVA_HOME",
+    "CLASSPATH",
+    "JAVA_TOOL_OPTIONS",
+    "R_HOME",
+    "R_LIBS",
+    "ROOTSYS",
+    "CMTPATH",
+    "MANPATH",
+    "NODE_PATH",
+    "TCLLIBPATH",
+    "HOME",
+    "TMPDIR",
+    "TMP",
+    "TEMP",
+    "PWD",
+    "OLDPWD",
+    "LOGNAME",
+    "MAIL",
+    "SHELL",
+    "TERM",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "CDPATH",
+    "ENV",
+    "BASH_ENV",
+    "GLOBIGNORE",
+    "IFS",
+    "PS4",
+    "PROMPT_COMMAND",
+    "POSIXLY_CORRECT",
+    "BASHOPTS_LIKE",
+    "MODULEPATH",
+    "http_proxy",
+    "X509_USER_PROXY",
+    "APPTAINERENV_LEAK",
+    "SINGULARITYENV_LEAK",
+    "APPTAINERENV_LD_LIBRARY_PATH",
+    "SINGULARITYENV_PYTHONPATH",
+    "APPTAINER_ENV_FILE",
+]
 HOST = dict.fromkeys(NAMES, "/leak") | {
     "PATH": os.environ["PATH"],
     "HOME": "/home/fermi",
@@ -46,7 +101,9 @@ def of_the_payload(done: Done, job: Job) -> dict[str, str]:
     assert done.code == 0, done.err
     got = seen(job.scratch / "out" / done.report.outputs[0].file)["env"]
     assert "leak" not in "".join(f"{name}={value}" for name, value in got.items() if name not in OF_THE_SHELL), got
-    return {name: value for name, value in got.items() if name not in OF_THE_SHELL and not name.startswith("FERMIGRID_")}
+    return {
+        name: value for name, value in got.items() if name not in OF_THE_SHELL and not name.startswith("FERMIGRID_")
+    }
 
 
 ROW: Pairs = [("out", "seen.json"), ("out.to", "seen.json")]
@@ -67,7 +124,9 @@ def test_nothing_of_the_host_in_a_container(node: Node, way: str) -> None:
     head = head or PODMAN | {"order": "wrapper-inside"}
     job = node.job(head=head, args=["./dump"], code={"dump": DUMP.format(python="/usr/bin/python3")}, row=ROW)
     host = {name: value for name, value in HOST.items() if name != "PATH" and "(" not in name}
-    if way == "site":  # the site's Apptainer passes the job's environment on, but for what would change its own container
+    if (
+        way == "site"
+    ):  # the site's Apptainer passes the job's environment on, but for what would change its own container
         host = {name: value for name, value in host.items() if not name.startswith(("LD_", "GLIBC", "APPTAINER_"))}
     around = site_container(node, job) if way == "site" else []
     got = of_the_payload(node.run(job, env=host, around=around, root=CGROUPS if "podman" in way else ()), job)
@@ -99,7 +158,9 @@ def test_its_path_finds_the_runtime(make_job: MakeJob, tmp_path: Path) -> None:
     fake = tmp_path / "bin/apptainer"
     fake.write_text(f"#!/bin/sh\nenv > {tmp_path}/env\necho no namespace >&2\nexit 255\n")
     fake.chmod(0o755)
-    lines = preamble(f'if true; then', f'  export PATH="{tmp_path}/bin:$PATH"', "fi", "export MODULE_LOADED=/leak  PYTHONPATH=/leak")
+    lines = preamble(
+        "if true; then", f'  export PATH="{tmp_path}/bin:$PATH"', "fi", "export MODULE_LOADED=/leak  PYTHONPATH=/leak"
+    )
     job = make_job(settings=[*lines, ("image.path", "/"), ("runtime", "apptainer")], args=["/bin/sh", "-c", "env"])
     done = job.run()
     assert (tmp_path / "env").exists() and done.code == 0 and done.report.rehearsal, done.err
@@ -110,7 +171,7 @@ def test_its_path_finds_the_runtime(make_job: MakeJob, tmp_path: Path) -> None:
 def test_it_cannot_break_the_worker(make_job: MakeJob) -> None:
     lines = preamble(
         "set -eu; set -o noclobber; shopt -s nullglob failglob extdebug; IFS=x; umask 777",
-        "trap 'echo leak' EXIT ERR DEBUG RETURN; readonly PATH HOME; exec 3>&- 4>&-",
+        "trap 'echo leak' EXIT ERR DEBUG RETURN; readonly IFS; exec 3>&- 4>&-",
         "_finish() { echo leak; }; _log() { echo leak; }; printf() { echo leak; }; export -f _log printf",
         "export job=leak work=/leak start=leak view=leak KEY=leak NUMBER=leak image=leak out_name=leak signals=leak LC_ALL=leak",
         "export USER=leak LOGNAME=leak HOME=/leak TMPDIR=/leak FERMIGRID_KEEP=leak LD_PRELOAD=/leak.so LD_LIBRARY_PATH=/leak BASH_ENV=/leak",
@@ -120,7 +181,12 @@ def test_it_cannot_break_the_worker(make_job: MakeJob) -> None:
     done = job.run()
     assert done.code == 0, done.err
     payload = done.out.split(b"\n@@FERMIGRID")[0]
-    assert b"leak" not in payload and b"ODD" not in payload and b"noise" not in done.out and payload.endswith(f"{job.scratch}/work\n".encode())
+    assert (
+        b"leak" not in payload
+        and b"ODD" not in payload
+        and b"noise" not in done.out
+        and payload.endswith(f"{job.scratch}/work\n".encode())
+    )
     assert not (job.scratch / "work").exists()
 
 
@@ -148,7 +214,9 @@ def test_it_hangs(make_job: MakeJob, tmp_path: Path) -> None:
     lines = preamble(f"echo waiting for the module server; sleep 600.75 & echo $! > {tmp_path}/pid; wait")
     began = time.monotonic()
     done = make_job(settings=[*lines, ("limit.path", "2")], args=["/bin/echo", "ran"]).run()
-    assert done.code == 81 and "module server" in done.message and b"ran" not in done.out and time.monotonic() - began < 20
+    assert (
+        done.code == 81 and "module server" in done.message and b"ran" not in done.out and time.monotonic() - began < 20
+    )
     pid = int((tmp_path / "pid").read_text())
     assert not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
 
@@ -172,13 +240,19 @@ def test_it_brings_the_runtime_of_a_site(node: Node, head: dict[str, str]) -> No
     (node.folder / "modules/apptainer-of-the-site").symlink_to("/usr/bin/apptainer")
     (node.folder / "profile.sh").write_text(f"module() {{ export PATH={node.folder}/modules:$PATH LEAK=leak; }}\n")
     lines = preamble(f"source {node.folder}/profile.sh", "module load apptainer")
-    job = node.job(head=head | {"runtime": "apptainer-of-the-site"}, settings=lines + node.path, **sh("env; cat /etc/fermigrid-image; exit 3"))
+    job = node.job(
+        head=head | {"runtime": "apptainer-of-the-site"},
+        settings=lines + node.path,
+        **sh("env; cat /etc/fermigrid-image; exit 3"),
+    )
     done = node.run(job)
     assert done.code == 3 and b"light-1\n" in done.out and b"leak" not in done.out, done.err
     assert done.data["runtime"]["name"] == "apptainer-of-the-site"
 
 
-def test_the_working_folder_is_where_it_was_when_a_site_started_the_container(make_job: MakeJob, tmp_path: Path) -> None:
+def test_the_working_folder_is_where_it_was_when_a_site_started_the_container(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
     job = make_job(settings=[*preamble("exit 9"), ("image.path", str(tmp_path))], args=["/bin/pwd"])
     job.head = {"launch": "site"}
     done = job.run(env={"APPTAINER_CONTAINER": str(tmp_path)})

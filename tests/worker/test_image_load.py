@@ -201,7 +201,7 @@ def test_a_storm(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
     """Two hundred at once with 20 MB: one GET; processes bounded: a worker that waits has two."""
     faulty.content = os.urandom(20_000_000)
     faulty.hold_s = 8
-    jobs = [make_job(settings=cached(faulty, tmp_path / "c", "slow")) for _ in range(200)]
+    jobs = [make_job(settings=[*cached(faulty, tmp_path / "c", "slow", limit=10**9), ("limit.http", "60")]) for _ in range(200)]
     before = len(list(Path("/proc").glob("[0-9]*")))
     processes = [start(job, {"FERMIGRID_STALL": "30"}) for job in jobs]
     most = 0
@@ -211,7 +211,8 @@ def test_a_storm(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
         most = max(most, len(list(Path("/proc").glob("[0-9]*"))) - before)
         time.sleep(0.2)
     ends = [finish(process, 120) for process in processes]
-    assert [done.code for done in ends] == [0] * 200 and len(faulty.requests) == 1
+    assert len(faulty.requests) == 1, "".join({line for done in ends for line in done.err.splitlines(True) if "absent" not in line})
+    assert [done.code for done in ends] == [0] * 200
     assert sorted(done.report.rung for done in ends) == ["cache"] * 199 + ["http"]
     assert most < 200 * 3 + 100
     assert {image_of(job) for job in jobs} == {folder_of(tmp_path / "c") / f"{sha256(faulty.content)}.sif"}
@@ -248,7 +249,7 @@ def test_the_cap_of_a_campaign(make_job: MakeJob, faulty: Faulty) -> None:
     ends = all_at_once(jobs)
     assert [done.code for done in ends] == [0] * 12 and all(served(job) == faulty.content for job in jobs)
     assert faulty.busiest <= faulty.capacity and faulty.statuses().count(200) == 12
-    assert 9 <= faulty.statuses().count(503) < 100
+    assert 5 <= faulty.statuses().count(503) < 100
     for done in ends:
         assert done.data["image"]["seconds"] >= done.err.count("503; again") * 1.0
 

@@ -9,15 +9,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.message_servers import Box, Post, https, smtp
+from tests.message_servers import https, smtp
 from tests.worker.test_signals import wait_for
-from tests.worker.worker_job import BATCH, NAME, Done, Job, Pairs, finish
+from tests.worker.worker_job import Done, Job, Pairs, finish
 
 MakeJob = Callable[..., Job]
 
@@ -45,7 +44,10 @@ WorkDir: {folder}
 LogFile: /nfs/logs/l1 run.txt
 """
 START = HEAD + "Status: Started\n"
-END = HEAD + "{lines}Elapsed: <s>\nUser: <s>\nSystem: <s>\nExitCode: {code}\nEndTime: <time>\nSignals: {signals}\nStatus: Ended\n"
+END = (
+    HEAD
+    + "{lines}Elapsed: <s>\nUser: <s>\nSystem: <s>\nExitCode: {code}\nEndTime: <time>\nSignals: {signals}\nStatus: Ended\n"
+)
 TIME = r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} [ 123]\d \d\d:\d\d:\d\d P[DS]T \d{4}"
 DATE = r"[MTWFS][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d -0[78]00"
 
@@ -98,7 +100,7 @@ def pipeline(make_job: MakeJob) -> Callable[..., Job]:
     return make
 
 
-ENV = {"TZ": "America/Los_Angeles"}
+ENV = {"TZ": "PST8PDT,M3.2.0,M11.1.0"}
 Pipeline = Callable[..., Job]
 
 # --- the text
@@ -211,7 +213,9 @@ def test_what_cannot_be_a_line_is_refused_aloud(pipeline: Pipeline, spool: Path,
 
 
 def test_a_script_that_makes_itself_a_path_has_the_functions(pipeline: Pipeline, spool: Path) -> None:
-    job = pipeline("export PATH=/usr/bin:/bin; bash -c 'pipelineSet by function; type -t pipelineSet'", f"spool:{spool}")
+    job = pipeline(
+        "export PATH=/usr/bin:/bin; bash -c 'pipelineSet by function; type -t pipelineSet'", f"spool:{spool}"
+    )
     done = job.run(env=ENV)
     assert b"function" in done.out
     assert spooled(spool) == expected(job, done, "Pipeline.by: function\n")
@@ -219,7 +223,9 @@ def test_a_script_that_makes_itself_a_path_has_the_functions(pipeline: Pipeline,
 
 def test_both_spellings_of_exported_functions(pipeline: Pipeline, spool: Path) -> None:
     names = [b"BASH_FUNC_pipelineSet%%=() {", b"BASH_FUNC_pipelineCreateStream()=() {"]
-    code = {"payload": "#!/usr/bin/env python3\nimport os\nos.write(1, b'\\n'.join(k+b'='+v for k, v in os.environb.items()))"}
+    code = {
+        "payload": "#!/usr/bin/env python3\nimport os\nos.write(1, b'\\n'.join(k+b'='+v for k, v in os.environb.items()))"
+    }
     job = pipeline("", f"spool:{spool}")
     job.code = code
     done = job.run()
@@ -311,9 +317,7 @@ def test_p2_sendmail_comes_first(pipeline: Pipeline, tmp_path: Path, spool: Path
     assert [message["route"] for message in done.data["messages"]] == [f"program:{path}"] * 2
 
 
-@pytest.mark.fault(
-    fault="messages: P2_SENDMAIL of the node fails", mode="any", does="takes the next route", code=0
-)
+@pytest.mark.fault(fault="messages: P2_SENDMAIL of the node fails", mode="any", does="takes the next route", code=0)
 @pytest.mark.parametrize("what", ["fails", "absent"])
 def test_a_program_that_fails_gives_way(pipeline: Pipeline, tmp_path: Path, spool: Path, what: str) -> None:
     path = program(tmp_path, "exit 75") if what == "fails" else tmp_path / "nowhere"
@@ -369,7 +373,10 @@ SMTP_WAYS = {
 
 @pytest.mark.parametrize(
     ("way", "result"),
-    [fault(way, CARRIED if "after the text" in way else NEXT, "doubt" if "after the text" in way else "unsent") for way in SMTP_WAYS],
+    [
+        fault(way, CARRIED if "after the text" in way else NEXT, "doubt" if "after the text" in way else "unsent")
+        for way in SMTP_WAYS
+    ],
 )
 def test_an_smtp_server_that_misbehaves(pipeline: Pipeline, spool: Path, way: str, result: str) -> None:
     with smtp(SMTP_WAYS[way]) as box:
@@ -414,8 +421,13 @@ def test_https_to_the_byte(pipeline: Pipeline, tmp_path: Path, client: str) -> N
     with https("good", tmp_path) as (box, ca, _):
         job = pipeline(script, box.address, settings=[("message.ca", str(ca))])
         done = run_with(client, job, tmp_path)
-    assert [masked(post.text) for post in box.got] == expected(job, done, "Pipeline.blanks:   two  \nPipeline.tab: \t\n")
-    assert all(b"\r" not in post.text and post.text.endswith(b"Status: %s\n" % word) for post, word in zip(box.got, (b"Started", b"Ended"), strict=True))
+    assert [masked(post.text) for post in box.got] == expected(
+        job, done, "Pipeline.blanks:   two  \nPipeline.tab: \t\n"
+    )
+    assert all(
+        b"\r" not in post.text and post.text.endswith(b"Status: %s\n" % word)
+        for post, word in zip(box.got, (b"Started", b"Ended"), strict=True)
+    )
     assert {post.headers["Content-Type"] for post in box.got} == {"message/rfc822"}
     assert results(done) == [("start", "sent"), ("end", "sent")]
 
@@ -440,7 +452,9 @@ def run_with(client: str, job: Job, folder: Path) -> Done:
 
 @CLIENT
 @pytest.mark.parametrize("way", HTTPS_WAYS)
-def test_an_https_server_that_misbehaves(pipeline: Pipeline, tmp_path: Path, spool: Path, way: str, client: str) -> None:
+def test_an_https_server_that_misbehaves(
+    pipeline: Pipeline, tmp_path: Path, spool: Path, way: str, client: str
+) -> None:
     with https(way, tmp_path) as (box, ca, _):
         job = pipeline("exit 0", box.address, f"spool:{spool}", settings=[("message.ca", str(ca))])
         done = run_with(client, job, tmp_path)
@@ -457,7 +471,9 @@ def test_an_https_server_that_misbehaves(pipeline: Pipeline, tmp_path: Path, spo
     does="sends it nothing, takes the next route",
     code=0,
 )
-def test_an_https_server_with_a_wrong_certificate_gets_nothing(pipeline: Pipeline, tmp_path: Path, spool: Path, client: str) -> None:
+def test_an_https_server_with_a_wrong_certificate_gets_nothing(
+    pipeline: Pipeline, tmp_path: Path, spool: Path, client: str
+) -> None:
     with https("good", tmp_path) as (box, _, wrong):
         job = pipeline("exit 0", box.address, f"spool:{spool}", settings=[("message.ca", str(wrong))])
         done = run_with(client, job, tmp_path)
@@ -511,7 +527,9 @@ def test_a_payload_that_is_ended(pipeline: Pipeline, spool: Path, number: signal
 
 
 def test_signals_that_warn_are_told_too(pipeline: Pipeline, spool: Path) -> None:
-    script = "trap 'echo warned' XCPU; trap 'pipelineSet saved yes; exit 4' TERM; echo ready; while :; do sleep 0.05; done"
+    script = (
+        "trap 'echo warned' XCPU; trap 'pipelineSet saved yes; exit 4' TERM; echo ready; while :; do sleep 0.05; done"
+    )
     job = pipeline(script, f"spool:{spool}")
     process = job.start(env=ENV)
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"

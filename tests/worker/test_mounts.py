@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def empty(node: Node) -> Sick:
     (source / "images/readhang.sif").write_bytes(b"x" * 1000)
     (source / "images/readeio.sif").write_bytes(b"x" * 1000)
     (source / "readhang").write_text("never\n")
+    (source / "loop").symlink_to("loop")
     (source / "fickle").mkdir()
     (source / "fickle/f").write_text("content\n")
     return Sick(node, source)
@@ -260,6 +262,17 @@ def test_an_image_under_an_automount(auto: Sick) -> None:
 def test_an_automount_that_never_answers(auto: Sick) -> None:
     done = auto.run(image="/cvmfs/never/light")
     assert done.code == 91 and "hanging" in done.message and taken(done) < LIMIT_S + SLACK_S
+    wait_for(lambda: not auto.left(), "the child, which can be killed, has ended")
+
+
+@fault("TERM while the worker waits for a mount", "kills the child and ends at once", 143)
+def test_a_signal_while_a_mount_is_asked(auto: Sick) -> None:
+    process = auto.node.start_job(auto.job([("limit.path", "60")], image="/cvmfs/never/light"))
+    wait_for(lambda: any(line.split()[1] == "D" for line in auto.left()), "a child hangs")
+    auto.node.kill(process, signal.SIGTERM)
+    out, err = auto.node.ended(process, 10)
+    assert read_log(process.returncode, out, err.decode()).code == 143
+    wait_for(lambda: not auto.left(), "nothing is left")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +320,7 @@ def test_what_is_missing_costs_no_time(sick: Sick) -> None:
         pytest.param("/mnt/bad/a/hang/d", "no", 0, "hanging", id="optional hangs", marks=fault("the source of an optional bind hangs", "leaves the child behind, drops the bind", 0)),
         pytest.param(f"{REPOSITORY}/a/hang/d", "yes", 91, "hanging", id="cvmfs hangs", marks=fault("the source of a required bind is on CVMFS, which hangs", "leaves the child behind; CVMFS is broken", 91)),
         pytest.param(f"{REPOSITORY}/eio/d", "yes", 91, "Input/output error", id="cvmfs eio", marks=fault("the source of a required bind is on CVMFS, which answers EIO", "asks again within its time limit; CVMFS is broken", 91)),
+        pytest.param("/mnt/bad/loop", "yes", 84, "Too many levels of symbolic links", id="loop", marks=fault("'Too many levels of symbolic links' at the source of a required bind", "asks again within its time limit", 84)),
         pytest.param("/mnt/bad/eio/d", "yes", 84, "Input/output error", id="eio", marks=fault("the source of a required bind answers EIO", "asks again within its time limit", 84)),
         pytest.param("/mnt/bad/enotconn/d", "yes", 91, "not connected", id="not connected", marks=fault("'Transport endpoint is not connected' at the source of a required bind", "ends; another node may have it in order", 91)),
         pytest.param("/mnt/bad/enotconn/d", "no", 0, "not connected", id="optional not connected", marks=fault("'Transport endpoint is not connected' at the source of an optional bind", "drops the bind", 0)),
@@ -318,6 +332,14 @@ def test_a_bind_from_a_sick_mount(sick: Sick, source: str, required: str, code: 
     assert (b"payload ran" in done.out) == (code == 0)
     assert done.data["binds"][0]["result"] == ("fatal" if code else "dropped")
     assert taken(done) < LIMIT_S + SLACK_S
+
+
+@fault(
+    "a runtime with an absolute path is on CVMFS, which hangs", "leaves the child behind, looks for the next runtime", 0
+)
+def test_a_runtime_on_a_sick_mount(sick: Sick) -> None:
+    done = sick.run([("runtime", "apptainer")], head=HEAD | {"runtime": f"{REPOSITORY}/a/hang/apptainer"})
+    assert done.code == 0 and b"payload ran" in done.out and LIMIT_S <= taken(done) < LIMIT_S + SLACK_S
 
 
 @fault("two binds hang", "each costs its time limit", 84)
@@ -420,17 +442,17 @@ def test_an_input_whose_content_never_comes(sick: Sick) -> None:
 
 
 @pytest.mark.parametrize(
-    ("root", "to", "words"),
+    ("root", "to", "words", "head"),
     [
-        pytest.param("/mnt/bad/a/hang", "o", "/mnt/bad/a/hang", id="hangs", marks=fault("the outputs' file system hangs", "leaves the child behind after its time limit", 88, "any")),
-        pytest.param("/mnt/bad/data", "hang/o", "/mnt/bad/data/hang", id="folder hangs", marks=fault("an output's folder hangs", "leaves the child behind after limit.stage_out", 88, "any")),
-        pytest.param("/mnt/bad/data", "writehang", "cannot be written", id="write hangs", marks=fault("writing an output hangs", "leaves the child behind after limit.stage_out", 88, "any")),
-        pytest.param("/mnt/bad/enotconn", "o", "/mnt/bad/enotconn", id="not connected", marks=fault("'Transport endpoint is not connected' at the outputs' folder", "ends, leaves nothing half done", 88, "any")),
-        pytest.param("/mnt/bad/eio", "o", "/mnt/bad/eio", id="eio", marks=fault("the outputs' file system answers EIO", "ends, leaves nothing half done", 88, "any")),
+        pytest.param("/mnt/bad/a/hang", "o", "/mnt/bad/a/hang", INSIDE, id="hangs", marks=fault("the outputs' file system hangs", "leaves the child behind after its time limit", 88, "any")),
+        pytest.param("/mnt/bad/data", "hang/o", "/mnt/bad/data/hang", BARE, id="folder hangs", marks=fault("an output's folder hangs", "leaves the child behind after limit.stage_out", 88, "any")),
+        pytest.param("/mnt/bad/data", "writehang", "cannot be written", INSIDE, id="write hangs", marks=fault("writing an output hangs", "leaves the child behind after limit.stage_out", 88, "any")),
+        pytest.param("/mnt/bad/enotconn", "o", "/mnt/bad/enotconn", BARE, id="not connected", marks=fault("'Transport endpoint is not connected' at the outputs' folder", "ends, leaves nothing half done", 88, "any")),
+        pytest.param("/mnt/bad/eio", "o", "/mnt/bad/eio", INSIDE, id="eio", marks=fault("the outputs' file system answers EIO", "ends, leaves nothing half done", 88, "any")),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("head", [BARE, INSIDE], ids=["outside", "inside"])
 def test_an_output_to_a_sick_mount(sick: Sick, root: str, to: str, words: str, head: dict[str, str]) -> None:
+    """In order wrapper-inside the worker in the container does it; its own words come out all the same."""
     (sick.source / "data").chmod(0o777)
     row = [("out", "o"), ("out.to", to)]
     limits = [("output.root", root), ("limit.stage_out", "2"), ("stage.tries", "1")]
@@ -490,8 +512,9 @@ def test_a_payload_that_fails_by_itself(sick: Sick) -> None:
 
 
 def test_the_health_of_cvmfs_is_in_the_report(empty: Sick) -> None:
+    """Once, however many of its folders the job uses; with its proxy, because there were errors."""
     empty.node.mount_bad(REPOSITORY, Path("/build/cvmfs/fermi.test"), NIOERR="3")
-    done = empty.run(image=f"{REPOSITORY}/images/light-1")
+    done = empty.run(bind(f"{REPOSITORY}/images", "/srv/i"), image=f"{REPOSITORY}/images/light-1")
     health = {"path": REPOSITORY, "revision": "4711", "nioerr": "3", "proxy": "http://127.0.0.1:3128"}
     assert done.code == 0 and done.data["cvmfs"] == [health]
 

@@ -103,8 +103,8 @@ class Place:
     def secrets(self) -> list[Path]:
         """Files outside the wallet that have the secret in them."""
         places = [*Path("/dev/shm").glob("fermigrid.*"), *(path for path in self.folder.iterdir() if path.name != "wallet")]
-        files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()]
-        return [path for path in files if self.canary.encode() in read(path)]
+        files = [Path(folder, name) for place in places for folder, _, names in os.walk(place) for name in names]
+        return [path for path in files if path.is_file() and self.canary.encode() in read(path)]
 
     def messages(self) -> list[str]:
         """The kinds of the messages that were sent, whole ones."""

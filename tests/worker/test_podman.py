@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-from tests.pool.conftest import job_folder, pool, running_pool
+from tests.pool.conftest import COMMAND, job_folder, pool, running_pool
 from tests.worker.test_container import Node, bind, node, sh, until_ready
 from tests.worker.test_payload import DUMP, HOSTILE, seen
 from tests.worker.test_runtimes import image_file, in_mounts
@@ -60,7 +59,13 @@ def test_argv_environment_and_user(node: Node, head: dict[str, str]) -> None:
         "HOME", "TMPDIR", "USER", "LOGNAME", "LANG", "PATH", "LD_LIBRARY_PATH",
     }  # fmt: skip
     assert environment["HOME"] == "/srv/.fermigrid/home" and "/leak" not in environment.values()
-    assert done.data["runtime"] == {"name": "podman", "version": "5.8.6", "userns": True, "overlay": "yes", "unsquash": "no"}
+    assert done.data["runtime"] == {
+        "name": "podman",
+        "version": "5.8.6",
+        "userns": True,
+        "overlay": "yes",
+        "unsquash": "no",
+    }
     assert left_behind(node, job) == ""
 
 
@@ -70,7 +75,11 @@ def test_the_life_of_a_job(node: Node, head: dict[str, str]) -> None:
         (node.folder / name).mkdir()
         (node.folder / name).chmod(0o777)
     (node.folder / "ro/input").write_text("the input\n")
-    binds = bind(node.folder / "ro", "/data") + bind(node.folder / "rw", "/not/in/image", "yes", "rw") + bind("/none", "/sps", "no")
+    binds = (
+        bind(node.folder / "ro", "/data")
+        + bind(node.folder / "rw", "/not/in/image", "yes", "rw")
+        + bind("/none", "/sps", "no")
+    )
     place = "/data/input" if "inside" in head["order"] else str(node.folder / "ro/input")
     row = [("in", "x"), ("in.from", place), ("out", "o"), ("out.to", "o")]
     script = "cat x /etc/fermigrid-image; id -un; id -u; pwd; touch /data/x || echo read-only; touch /not/in/image/x; touch /tmp/t /var/tmp/t"
@@ -97,7 +106,9 @@ def test_exit_codes(node: Node, head: dict[str, str], script: str, code: int, ow
 
 @ORDERS
 def test_a_warning_reaches_the_payload_once(node: Node, head: dict[str, str]) -> None:
-    script = "n=0; trap 'n=$((n+1))' USR1; echo ready; i=0; while [ $i -lt 15 ]; do sleep 0.1; i=$((i+1)); done; echo got $n"
+    script = (
+        "n=0; trap 'n=$((n+1))' USR1; echo ready; i=0; while [ $i -lt 15 ]; do sleep 0.1; i=$((i+1)); done; echo got $n"
+    )
     job = node.job(head=head, **sh(script))
     process = node.start(job, root=CGROUPS)
     until_ready(process)
@@ -118,11 +129,18 @@ def test_an_end_by_signal(node: Node, head: dict[str, str], name: str) -> None:
     assert left_behind(node, job) == ""
 
 
-@pytest.mark.fault(fault="a payload in podman ignores TERM, in a session of its own", mode="worker", does="ends the container, leaves nothing", code=137)
+@pytest.mark.fault(
+    fault="a payload in podman ignores TERM, in a session of its own",
+    mode="worker",
+    does="ends the container, leaves nothing",
+    code=137,
+)
 @ORDERS
 def test_a_payload_that_ignores_term(node: Node, head: dict[str, str]) -> None:
     nap = f"sleep 1.{random.randrange(10**9):09d}"
-    script = f"setsid sh -c 'trap \"\" TERM; while :; do {nap}; done' & trap '' TERM; echo ready; while :; do {nap}; done"
+    script = (
+        f"setsid sh -c 'trap \"\" TERM; while :; do {nap}; done' & trap '' TERM; echo ready; while :; do {nap}; done"
+    )
     job = node.job(head=head, settings=[("grace", "1"), *node.path], **sh(script))
     process = node.start(job, root=CGROUPS)
     until_ready(process)
@@ -132,7 +150,9 @@ def test_a_payload_that_ignores_term(node: Node, head: dict[str, str]) -> None:
     assert nap not in node.processes() and left_behind(node, job) == ""
 
 
-@pytest.mark.fault(fault="the worker around podman is killed (kill -9)", mode="worker", does="its guard ends the container", code="-9")
+@pytest.mark.fault(
+    fault="the worker around podman is killed (kill -9)", mode="worker", does="its guard ends the container", code="-9"
+)
 def test_the_worker_is_killed(node: Node) -> None:
     nap = f"sleep 61.{random.randrange(10**9):09d}"
     job = node.job(head=PODMAN, **sh(f"echo ready; {nap}"))
@@ -146,7 +166,9 @@ def test_the_worker_is_killed(node: Node) -> None:
     assert nap not in node.processes() and "podman" not in left_behind(node, job)
 
 
-@pytest.mark.fault(fault="TERM while podman is starting the container", mode="worker", does="ends, leaves no container", code=143)
+@pytest.mark.fault(
+    fault="TERM while podman is starting the container", mode="worker", does="ends, leaves no container", code=143
+)
 @pytest.mark.parametrize("after", [0.05, 0.1, 0.15, 0.2, 0.3])
 def test_an_end_while_it_starts(node: Node, after: float) -> None:
     nap = f"sleep 61.{random.randrange(10**9):09d}"
@@ -162,9 +184,15 @@ def test_an_end_while_it_starts(node: Node, after: float) -> None:
     assert nap not in node.processes() and left_behind(node, job) == ""
 
 
-@pytest.mark.fault(fault="podman gets a SIF, which it cannot start", mode="worker", does="takes the directory image", code=0)
+@pytest.mark.fault(
+    fault="podman gets a SIF, which it cannot start", mode="worker", does="takes the directory image", code=0
+)
 def test_a_sif_is_passed_over(node: Node) -> None:
-    both = [("image.marker", "light-1"), ("image.path", str(image_file(node))), ("image.path", str(node.light["cvmfs"]))]
+    both = [
+        ("image.marker", "light-1"),
+        ("image.path", str(image_file(node))),
+        ("image.path", str(node.light["cvmfs"])),
+    ]
     done = run(node, node.job(head=PODMAN, settings=both, **sh("exit 3")))
     assert done.code == 3 and done.data["image"]["source"] == node.light["cvmfs"], done.err
 
@@ -173,11 +201,16 @@ def test_podman_comes_after_a_runtime_that_does_not_work(node: Node) -> None:
     broken = node.folder / "apptainer"
     broken.write_text("#!/bin/sh\necho 'ERROR: no setuid installation' >&2\nexit 255\n")
     broken.chmod(0o755)
-    done = run(node, node.job(head=PODMAN | {"runtime": str(broken)}, settings=[("runtime", "podman"), *node.path], **sh("exit 3")))
+    done = run(
+        node,
+        node.job(head=PODMAN | {"runtime": str(broken)}, settings=[("runtime", "podman"), *node.path], **sh("exit 3")),
+    )
     assert (done.code, done.data["runtime"]["name"]) == (3, "podman"), done.err
 
 
-@pytest.mark.fault(fault="podman cannot start containers (no cgroup file system)", mode="worker", does="says what it said", code=82)
+@pytest.mark.fault(
+    fault="podman cannot start containers (no cgroup file system)", mode="worker", does="says what it said", code=82
+)
 def test_podman_does_not_work(node: Node) -> None:
     done = node.run(node.job(head=PODMAN, **sh("echo ran")))
     assert done.code == 82 and "crun" in done.message and b"ran" not in done.out, done.message
@@ -188,10 +221,6 @@ def test_as_root(node: Node) -> None:
     (node.folder / "d").mkdir()
     job = node.job(head=PODMAN, settings=bind(node.folder / "d", "/not/in/image") + node.path, **sh("id -un; exit 3"))
     command = job.write()
-    from tests.pool.conftest import COMMAND  # noqa: PLC0415
-
-    import os  # noqa: PLC0415
-
     process = subprocess.Popen(
         [str(COMMAND), "exec", *CGROUPS, "env", "USER=root", "HOME=/root", *command],
         cwd=job.scratch, env=os.environ | {"POOL_DIR": str(node.pool.directory)}, stdin=subprocess.DEVNULL,
@@ -208,11 +237,10 @@ def test_as_root(node: Node) -> None:
 class Registry(SimpleHTTPRequestHandler):
     """What podman asks of a registry, from a folder written as one."""
 
-    def send_head(self):  # type: ignore[no-untyped-def]
-        return super().send_head()
-
     def guess_type(self, path: object) -> str:
-        return "application/vnd.oci.image.manifest.v1+json" if "/manifests/" in str(path) else "application/octet-stream"
+        return (
+            "application/vnd.oci.image.manifest.v1+json" if "/manifests/" in str(path) else "application/octet-stream"
+        )
 
     def log_message(self, *_: object) -> None:
         pass
@@ -226,7 +254,9 @@ def reference(node: Node) -> Iterator[str]:
     blobs.mkdir(parents=True)
     manifests.mkdir()
     layer = node.folder / "layer.tar.gz"
-    subprocess.run(["tar", "-czf", layer, "-C", node.pool.directory / "cvmfs/fermi.test/images/tiny-1", "."], check=True)
+    subprocess.run(
+        ["tar", "-czf", layer, "-C", node.pool.directory / "cvmfs/fermi.test/images/tiny-1", "."], check=True
+    )
     plain = subprocess.run(["gzip", "-dc", layer], check=True, capture_output=True).stdout
 
     def blob(data: bytes, kind: str) -> dict[str, object]:
@@ -234,7 +264,11 @@ def reference(node: Node) -> Iterator[str]:
         (blobs / digest).write_bytes(data)
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": digest, "size": len(data)}
 
-    config = {"architecture": "amd64", "os": "linux", "config": {"Env": ["PATH=/bin:/of/the/image", "OF_IMAGE=yes"], "Entrypoint": ["/none"]}}
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin:/of/the/image", "OF_IMAGE=yes"], "Entrypoint": ["/none"]},
+    }
     config["rootfs"] = {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(plain).hexdigest()]}
     manifest = json.dumps({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -249,7 +283,9 @@ def reference(node: Node) -> Iterator[str]:
     thread.start()
     home = node.folder / "home/.config/containers"
     home.mkdir(parents=True)
-    (home / "registries.conf").write_text(f'[[registry]]\nlocation = "127.0.0.1:{server.server_port}"\ninsecure = true\n')
+    (home / "registries.conf").write_text(
+        f'[[registry]]\nlocation = "127.0.0.1:{server.server_port}"\ninsecure = true\n'
+    )
     subprocess.run(["chown", "-R", "20001:20001", node.folder / "home"], check=True)
     yield f"docker://127.0.0.1:{server.server_port}/tiny@{digest}"
     server.shutdown()
@@ -268,8 +304,14 @@ def test_an_image_of_a_registry(node: Node, reference: str) -> None:
     assert left_behind(node, job) == "" and not (job.scratch / ".image").exists()
 
 
-@pytest.mark.fault(fault="the registry does not have the image", mode="worker", does="gives up: no source is left", code=82)
+@pytest.mark.fault(
+    fault="the registry does not have the image", mode="worker", does="gives up: no source is left", code=82
+)
 def test_an_image_that_the_registry_lacks(node: Node, reference: str) -> None:
     wrong = reference.rpartition(":")[0] + ":" + "0" * 64
-    done = run(node, node.job(head=PODMAN, settings=[("image.registry", wrong)], **sh("echo ran")), env={"HOME": str(node.folder / "home")})
+    done = run(
+        node,
+        node.job(head=PODMAN, settings=[("image.registry", wrong)], **sh("echo ran")),
+        env={"HOME": str(node.folder / "home")},
+    )
     assert done.code == 82 and b"ran" not in done.out and done.data["image"]["tried"][0]["rung"] == "registry"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.pool.conftest import job_folder, pool, running_pool
-from tests.worker.test_container import INSIDE, NO_NAMESPACES, ORDERS, OUTSIDE, Node, bind, node, of_site, sh, until_ready
-from tests.worker.test_payload import DUMP, HOSTILE, seen
-from tests.worker.worker_job import Done, Pairs, finish
+from tests.worker.test_container import (
+    NO_NAMESPACES,
+    ORDERS,
+    OUTSIDE,
+    Node,
+    bind,
+    node,
+    of_site,
+    sh,
+    until_ready,
+)
+from tests.worker.worker_job import Done, finish
 
 __all__ = ["job_folder", "node", "pool", "running_pool"]
 pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("worker-pool")]
@@ -85,7 +90,12 @@ def test_a_required_bind_without_mount_point(node: Node, head: dict[str, str]) -
     settings = bind(node.folder / "d", "/data") + bind(node.folder / "d", "/not/in/image") + node.path
     done = node.run(node.job(head=head, settings=settings, **sh("echo ran")), root=of_site(node, "b"))
     assert done.code == 84 and b"ran" not in done.out
-    for words in (f"{node.folder}/d:/not/in/image", "image light has no /not/in/image", "neither overlay nor underlay", "Make the folder"):
+    for words in (
+        f"{node.folder}/d:/not/in/image",
+        "Image light has no /not/in/image",
+        "neither overlay nor underlay",
+        "make the folder",
+    ):
         assert words in done.message
     assert [b["result"] for b in done.data["binds"]] == ["kept", "fatal"] and runtime(done)["overlay"] == "no"
 
@@ -100,7 +110,11 @@ def test_a_required_bind_without_mount_point(node: Node, head: dict[str, str]) -
 def test_an_optional_bind_without_mount_point(node: Node, head: dict[str, str]) -> None:
     (node.folder / "d").mkdir()
     (node.folder / "d/x").write_text("x\n")
-    settings = bind(node.folder / "d", "/not/in/image", "no") + bind(node.folder / "d", "/data") + bind(node.folder / "d", "/nor/this", "no")
+    settings = (
+        bind(node.folder / "d", "/not/in/image", "no")
+        + bind(node.folder / "d", "/data")
+        + bind(node.folder / "d", "/nor/this", "no")
+    )
     done = node.run(node.job(head=head, settings=settings + node.path, **sh("cat /data/x")), root=of_site(node, "b"))
     assert done.code == 0 and done.out.startswith(b"x\n"), done.err
     assert [b["result"] for b in done.data["binds"]] == ["dropped", "kept", "dropped"]
@@ -111,7 +125,9 @@ def test_overlay_is_in_the_report(node: Node) -> None:
     (node.folder / "d").mkdir()
     settings = bind(node.folder / "d", "/not/in/image") + node.path
     assert runtime(node.run(node.job(settings=settings)))["overlay"] == "yes"
-    underlay = configured(node, ("enable overlay = yes", "enable overlay = no"), ("enable underlay = yes", "enable underlay = preferred"))
+    underlay = configured(
+        node, ("enable overlay = yes", "enable overlay = no"), ("enable underlay = yes", "enable underlay = preferred")
+    )
     done = node.run(node.job(settings=settings), root=underlay)
     assert done.code == 0 and runtime(done)["overlay"] == "yes", done.err
     assert runtime(node.run(node.job(), root=of_site(node, "b")))["overlay"] == "no"
@@ -119,7 +135,7 @@ def test_overlay_is_in_the_report(node: Node) -> None:
 
 def test_binds_of_files_of_twins_and_of_what_has_an_odd_name(node: Node) -> None:
     """A file, one folder under both AFS spellings, a folder in a folder, blanks and quotes, another file system."""
-    odd = node.folder / "it's a \"b\" \\c"
+    odd = node.folder / 'it\'s a "b" \\c'
     (node.folder / "afs/group").mkdir(parents=True)
     odd.mkdir()
     for folder in (odd, node.folder / "afs"):
@@ -128,7 +144,7 @@ def test_binds_of_files_of_twins_and_of_what_has_an_odd_name(node: Node) -> None
         *bind(node.folder / "afs/x", "/data/file"),
         *bind(node.folder / "afs", "/afs/slac/g"),
         *bind(node.folder / "afs", "/afs/slac.stanford.edu/g", "yes", "rw"),
-        *bind(odd, "/sdf/it's \"b\" \\c"),
+        *bind(odd, '/sdf/it\'s "b" \\c'),
         *bind(odd, "/gpfs/a/b"),
         *bind(node.folder / "afs", "/gpfs"),
         *bind("/proc", "/u"),
@@ -155,7 +171,10 @@ exec apptainer "${{args[@]}}"
 
 
 @pytest.mark.fault(
-    fault="the runtime leaves out one required bind without a word", mode="worker", does="finds it out from inside", code=84
+    fault="the runtime leaves out one required bind without a word",
+    mode="worker",
+    does="finds it out from inside",
+    code=84,
 )
 @pytest.mark.parametrize(
     ("what", "words"),
@@ -173,21 +192,30 @@ def test_a_bind_is_proven_from_inside(node: Node, head: dict[str, str], what: st
     lying.chmod(0o755)
     (node.folder / "d").mkdir()
     (node.folder / "d").chmod(0o777)
-    job = node.job(head=head | {"runtime": str(lying)}, settings=bind(node.folder / "d", "/data") + node.path, **sh("echo ran"))
+    job = node.job(
+        head=head | {"runtime": str(lying)}, settings=bind(node.folder / "d", "/data") + node.path, **sh("echo ran")
+    )
     done = node.run(job)
-    assert done.code == 84 and words in done.message and "/data" in done.message and b"ran" not in done.out, done.message
+    assert done.code == 84 and words in done.message and "/data" in done.message and b"ran" not in done.out, (
+        done.message
+    )
     assert done.data["binds"][0]["result"] == "fatal"
 
 
 @pytest.mark.fault(
-    fault="the runtime leaves out one optional bind without a word", mode="worker", does="reports it as dropped, goes on", code=0
+    fault="the runtime leaves out one optional bind without a word",
+    mode="worker",
+    does="reports it as dropped, goes on",
+    code=0,
 )
 def test_an_optional_bind_that_is_left_out(node: Node) -> None:
     lying = node.folder / "apptainer"
     lying.write_text(LYING.format(what='unset "args[${#args[@]}-1]"'))
     lying.chmod(0o755)
     job = node.job(
-        head=OUTSIDE | {"runtime": str(lying)}, settings=bind("/usr", "/data", "no") + node.path, **sh("ls /data; echo ran")
+        head=OUTSIDE | {"runtime": str(lying)},
+        settings=bind("/usr", "/data", "no") + node.path,
+        **sh("ls /data; echo ran"),
     )
     done = node.run(job)
     assert done.code == 0 and done.data["binds"][0]["result"] == "dropped" and "/data" in done.err, done.err
@@ -232,19 +260,25 @@ NO_SIF = [("allow container sif = yes", "allow container sif = no")]
 NO_FOLDER = [("allow container dir = yes", "allow container dir = no")]
 
 
-@pytest.mark.fault(fault="the site forbids directory images", mode="worker", does="takes the same image as a SIF", code=0)
+@pytest.mark.fault(
+    fault="the site forbids directory images", mode="worker", does="takes the same image as a SIF", code=0
+)
 @ORDERS
 def test_a_folder_is_not_allowed(node: Node, head: dict[str, str]) -> None:
     folder, file = str(node.light["cvmfs"]), str(image_file(node))
     both = [MARKER, ("image.path", folder), ("image.path", file)]
-    done = node.run(node.job(head=head, settings=both, **sh("cat /etc/fermigrid-image")), root=configured(node, *NO_FOLDER))
+    done = node.run(
+        node.job(head=head, settings=both, **sh("cat /etc/fermigrid-image")), root=configured(node, *NO_FOLDER)
+    )
     assert done.code == 0 and done.out.startswith(b"light-1\n"), done.err
     assert (done.report.rung, done.data["image"]["source"]) == ("path", file)
     done = node.run(node.job(settings=[*both[:2], *node.http()], **sh("echo ran")), root=configured(node, *NO_FOLDER))
     assert (done.code, done.report.rung) == (0, "http"), done.err
 
 
-@pytest.mark.fault(fault="the site forbids SIF images", mode="worker", does="has the SIF unpacked, which the site allows", code=0)
+@pytest.mark.fault(
+    fault="the site forbids SIF images", mode="worker", does="has the SIF unpacked, which the site allows", code=0
+)
 def test_a_sif_is_not_allowed(node: Node) -> None:
     both = [MARKER, ("image.path", str(image_file(node))), ("image.path", str(node.light["cvmfs"]))]
     done = node.run(node.job(settings=both), root=configured(node, *NO_SIF))
@@ -252,7 +286,10 @@ def test_a_sif_is_not_allowed(node: Node) -> None:
 
 
 @pytest.mark.fault(
-    fault="the site forbids SIF images, and its runtime cannot unpack them", mode="worker", does="takes the directory image", code=0
+    fault="the site forbids SIF images, and its runtime cannot unpack them",
+    mode="worker",
+    does="takes the directory image",
+    code=0,
 )
 def test_a_sif_is_not_allowed_and_cannot_be_unpacked(node: Node) -> None:
     both = [MARKER, ("image.path", str(image_file(node))), ("image.path", str(node.light["cvmfs"]))]
@@ -266,7 +303,10 @@ def test_a_sif_is_not_allowed_and_cannot_be_unpacked(node: Node) -> None:
 
 
 @pytest.mark.fault(
-    fault="the site forbids the only kind of image that there is", mode="worker", does="says what the runtime said", code=82
+    fault="the site forbids the only kind of image that there is",
+    mode="worker",
+    does="says what the runtime said",
+    code=82,
 )
 def test_no_kind_of_image_is_allowed(node: Node) -> None:
     done = node.run(node.job(**sh("echo ran")), root=configured(node, *NO_FOLDER))
@@ -290,10 +330,16 @@ def test_singularity_3(node: Node, head: dict[str, str], form: str) -> None:
     image = node.light["cvmfs"] if form == "folder" else image_file(node)
     settings = [*bind(node.folder / "d", "/data"), ("image.path", str(image)), MARKER, ("runtime.option", "--userns")]
     script = "cat /data/x; id -un; touch o"
-    job = node.job(head=head | fake_singularity(node), settings=settings, row=[("out", "o"), ("out.to", "o")], **sh(script))
+    job = node.job(
+        head=head | fake_singularity(node), settings=settings, row=[("out", "o"), ("out.to", "o")], **sh(script)
+    )
     done = node.run(job)
     assert done.code == 0 and done.out.startswith(b"x\nfermi\n"), done.err
-    assert runtime(done)["name"] == "singularity" and runtime(done)["version"].startswith("3.8.7") and runtime(done)["unsquash"] == "no"
+    assert (
+        runtime(done)["name"] == "singularity"
+        and runtime(done)["version"].startswith("3.8.7")
+        and runtime(done)["unsquash"] == "no"
+    )
 
 
 def test_the_options_of_the_site_reach_the_runtime(node: Node) -> None:
@@ -305,13 +351,20 @@ def test_the_options_of_the_site_reach_the_runtime(node: Node) -> None:
 
 
 @pytest.mark.fault(
-    fault="the first runtime of the list cannot start anything here", mode="worker", does="takes the next of the list", code=0
+    fault="the first runtime of the list cannot start anything here",
+    mode="worker",
+    does="takes the next of the list",
+    code=0,
 )
 def test_the_next_runtime_of_the_list(node: Node) -> None:
     broken = node.folder / "apptainer"
-    broken.write_text('#!/bin/sh\n[ "$1" != --version ] || { echo 1.0; exit; }\necho "ERROR: Failed to create user namespace" >&2\nexit 255\n')
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" != --version ] || { echo 1.0; exit; }\necho "ERROR: Failed to create user namespace" >&2\nexit 255\n'
+    )
     broken.chmod(0o755)
-    job = node.job(head=OUTSIDE | {"runtime": str(broken)}, settings=[("runtime", "apptainer"), *node.path], **sh("exit 3"))
+    job = node.job(
+        head=OUTSIDE | {"runtime": str(broken)}, settings=[("runtime", "apptainer"), *node.path], **sh("exit 3")
+    )
     done = node.run(job)
     assert (done.code, runtime(done)["version"]) == (3, "1.4.5"), done.err
 
@@ -329,7 +382,10 @@ def test_a_missing_program_is_the_payloads(node: Node) -> None:
 
 
 @pytest.mark.fault(
-    fault="the runtime fails with a status that a payload could have", mode="worker", does="charges it to the node, not to the payload", code=82
+    fault="the runtime fails with a status that a payload could have",
+    mode="worker",
+    does="charges it to the node, not to the payload",
+    code=82,
 )
 @pytest.mark.parametrize("status", [1, 127, 137, 255])
 def test_a_failure_of_the_runtime_is_not_the_payloads(node: Node, status: int) -> None:
@@ -342,18 +398,27 @@ def test_a_failure_of_the_runtime_is_not_the_payloads(node: Node, status: int) -
 
 
 @pytest.mark.fault(
-    fault="the container starts, and nothing can be written to the working folder in it", mode="worker", does="charges it to the node", code=82
+    fault="the container starts, and nothing can be written to the working folder in it",
+    mode="worker",
+    does="charges it to the node",
+    code=84,
 )
 def test_a_launcher_that_cannot_run(node: Node) -> None:
     lying = node.folder / "apptainer"
-    lying.write_text(LYING.format(what="args+=(x)").replace("*:/data:r[ow])", "*:/srv:rw)").replace("args+=(x)", 'args+=("${1%:*}:ro")'))
+    lying.write_text(
+        LYING.format(what="args+=(x)")
+        .replace("*:/data:r[ow])", "*:/srv:rw)")
+        .replace("args+=(x)", 'args+=("${1%:*}:ro")')
+    )
     lying.chmod(0o755)
     done = node.run(node.job(head=OUTSIDE | {"runtime": str(lying)}, **sh("echo ran")))
-    assert done.code == 82 and "cannot be written" in done.message and b"ran" not in done.out, done.message
+    assert done.code == 84 and "Read-only file system" in done.message and b"ran" not in done.out, done.message
     assert done.data["started_payload"] is False
 
 
-@pytest.mark.fault(fault="the container fails to start once, and starts the second time", mode="worker", does="starts it again", code=0)
+@pytest.mark.fault(
+    fault="the container fails to start once, and starts the second time", mode="worker", does="starts it again", code=0
+)
 def test_a_start_that_fails_once(node: Node) -> None:
     flaky = node.folder / "apptainer"
     flaky.write_text(

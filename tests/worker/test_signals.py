@@ -187,3 +187,15 @@ def test_term_at_any_instant_gives_one_report(make_job: MakeJob) -> None:
         out, err = process.communicate(timeout=8)
         assert process.returncode in (143, 87), err
         assert out.count(b"@@FERMIGRID 1 ") == 1, (delay, out, err)
+
+
+def test_a_signal_that_comes_while_another_is_passed_on(worker_bash: Callable[..., bytes], tmp_path: Path) -> None:
+    (tmp_path / "started.run").touch()
+    script = """
+    control=$1 phase=payload payload_group=999999999 pending=(XCPU) kill_at=0
+    exec 3>&1 4>&2 {pipe_fd}<> <(:)
+    trap '_on_signal TERM 15' TERM
+    kill() { echo "$1"; [ "$1" != -XCPU ] || builtin kill -TERM $$; }
+    _forward 2> /dev/null; _forward 2> /dev/null
+    """
+    assert worker_bash(script, str(tmp_path)).split() == [b"-XCPU", b"-TERM"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.worker.node import Node
 from tests.worker.worker_job import Done, Job, finish, sha256
 
 MakeJob = Callable[..., Job]
@@ -40,6 +41,7 @@ def test_transfer(make_job: MakeJob) -> None:
     assert {path.name: path.read_text() for path in (job.scratch / "out").iterdir()} == {name % 0: "AAA", name % 1: "B"}
 
 
+@pytest.mark.fault(fault="a declared output is missing", mode="any", does="publishes none of the outputs", code=87)
 @pytest.mark.parametrize("kind", ["transfer", "posix"])
 def test_a_declared_output_that_is_missing(make_job: MakeJob, tmp_path: Path, kind: str) -> None:
     job = writes(make_job, {"a.fit": "AAA"}, tmp_path / "root" if kind == "posix" else None)
@@ -48,6 +50,12 @@ def test_a_declared_output_that_is_missing(make_job: MakeJob, tmp_path: Path, ki
     assert list((job.scratch / "out").iterdir()) == [] and not (tmp_path / "root").exists()
 
 
+@pytest.mark.fault(
+    fault="an output is a folder, a device, or a link out of the working folder",
+    mode="any",
+    does="publishes nothing",
+    code=87,
+)
 @pytest.mark.parametrize(
     "script",
     ["mkdir a.fit", "mkfifo a.fit", "ln -s /etc/passwd a.fit", "ln -s nowhere a.fit", "ln -s ../job.env a.fit"],
@@ -105,24 +113,105 @@ def test_posix_when_some_are_there_with_the_same_content(make_job: MakeJob, tmp_
     assert (done.code, results(done)) == (0, ["ours", "same"]) and everything(tmp_path / "root") == PUBLISHED
 
 
+@pytest.mark.fault(
+    fault="half of the outputs are there from another attempt",
+    mode="any",
+    does="overwrites nothing, says what to remove",
+    code=88,
+)
 @pytest.mark.parametrize(("name", "text"), [("sub/a.fit", "old"), ("b b", "old")])
 def test_posix_with_a_mixture(make_job: MakeJob, tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / "root/sub").mkdir(parents=True)
     (tmp_path / "root" / name).write_text(text)
     done = writes(make_job, BOTH, tmp_path / "root").run(env={"FERMIGRID_RIVAL_WAIT": "1"})
-    assert done.code == 88 and "another attempt" in done.message
+    assert done.code == 88 and f"runs: rm -- '{tmp_path}/root/{name}', then" in done.message
     assert everything(tmp_path / "root") == {name: text}
 
 
+@pytest.mark.fault(
+    fault="an attempt was killed between the names of its outputs",
+    mode="any",
+    does="gives the others their names for it, uses them",
+    code=0,
+)
+def test_posix_goes_on_for_a_dead_attempt(make_job: MakeJob, tmp_path: Path) -> None:
+    """Its parts are whole and the first has its name, as kill -9 leaves it."""
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    for folder, name, text in ((root / "sub", "a.fit", "OLD"), (root, "b b", "old")):
+        (folder / f".{name}.g0.s1.00000000.part").write_text(text)
+    os.link(root / "sub/.a.fit.g0.s1.00000000.part", root / "sub/a.fit")
+    done = writes(make_job, BOTH, root).run()
+    assert (done.code, results(done)) == (0, ["earlier", "earlier"]), done.err
+    assert [o.sha256 for o in done.report.outputs] == [sha256(b"OLD"), sha256(b"old")]
+    assert (root / "sub/a.fit").read_text() == "OLD" and (root / "b b").read_text() == "old"
+
+
+def test_parts_of_dead_attempts_are_swept_after_a_day(make_job: MakeJob, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    old, new, other = (root / f".b b.g0.s1.{i}.part" for i in ("0", "1", "2"))
+    other = root / ".c.g0.s1.0.part"
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    assert writes(make_job, BOTH, root).run().code == 0 and old.exists()
+    assert writes(make_job, BOTH, root).run(env={"FERMIGRID_START": "2"}).code == 0
+    assert not old.exists() and new.exists() and other.exists()
+
+
+def test_posix_names_that_shells_expand(make_job: MakeJob, tmp_path: Path) -> None:
+    row = [("out", "[a]*?"), ("out.to", "x'y/[a]*?")]
+    job = writes(make_job, {"[a]*?": "AAA"}, tmp_path / "root", row=row)
+    assert job.run(env={"FERMIGRID_START": "2"}).code == 0 and everything(tmp_path / "root") == {"x'y/[a]*?": "AAA"}
+
+
+@pytest.mark.parametrize("kind", ["transfer", "posix"])
+@pytest.mark.fault(
+    fault="the payload dumps core", mode="any", does="brings its core files back, up to the site's limit", code=134
+)
+def test_core_files_are_kept(make_job: MakeJob, tmp_path: Path, kind: str) -> None:
+    """Those of the limit; a file of such a name that is no core, and a link, are not."""
+    elf = r"printf '\177ELF%096d'"
+    script = f"{elf} > core; {elf} > core.1; {elf} > core.2; echo x > core.py; ln -s core core.3; echo x > a.fit; kill -ABRT $$"
+    root = (
+        {"kind": "posix", "settings": [("output.root", str(tmp_path / "root"))]}
+        if kind == "posix"
+        else {"settings": []}
+    )
+    job = make_job(args=["/bin/sh", "-c", script], row=TWO[:2], **root)
+    job.settings.append(("cores.limit", "250"))
+    done = job.run()
+    names = [f"clump.r0239557414.c003.core.{i}.{done.report.attempt}" for i in range(2)]
+    assert done.code == 134 and done.data["cores"] == [{"file": name, "bytes": 100} for name in names]
+    assert {path.name: path.stat().st_size for path in (job.scratch / "out").iterdir()} == dict.fromkeys(names, 100)
+    assert "core.2, 100 bytes: not kept" in done.err and not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("exit_code", [0, 5])
+def test_no_core_files_of_a_good_job_or_without_a_limit(make_job: MakeJob, exit_code: int) -> None:
+    job = make_job(args=["/bin/sh", "-c", f"printf '\\177ELF' > core; exit {exit_code}"])
+    job.settings += [("cores.limit", "1000")] if exit_code == 0 else []
+    done = job.run()
+    assert (done.code, done.data["cores"]) == (exit_code, []) and list((job.scratch / "out").iterdir()) == []
+
+
+@pytest.mark.fault(
+    fault="the folder of outputs cannot be written", mode="any", does="does not try again, says why", code=88
+)
 def test_posix_that_cannot_be_written(make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = writes(make_job, BOTH, tmp_path / "file").run()
-    assert done.code == 88 and done.report.payload_exit == 0
+    assert done.code == 88 and done.report.payload_exit == 0 and "again in" not in done.err
     (tmp_path / "root/sub/a.fit").mkdir(parents=True)
     done = writes(make_job, BOTH, tmp_path / "root").run(env={"FERMIGRID_RIVAL_WAIT": "1"})
     assert done.code == 88 and everything(tmp_path / "root") == {}
 
 
+@pytest.mark.fault(
+    fault="attempts of one job publish at once", mode="any", does="one whole set, the others use it", code=0
+)
 def test_attempts_at_once_publish_one_whole_set(make_job: MakeJob, tmp_path: Path) -> None:
     """Each writes other content; a mixture would be two halves."""
     for number in range(4):
@@ -147,6 +236,9 @@ def full(target: Path, job: Job, megabytes: int) -> subprocess.Popen[bytes]:
     return job.start(prefix=["unshare", *user, "--mount", "sh", "-c", script, "sh"])
 
 
+@pytest.mark.fault(
+    fault="the file system of the outputs is full", mode="any", does="does not try again, leaves nothing there", code=88
+)
 def test_posix_on_a_full_disk(make_job: MakeJob, tmp_path: Path) -> None:
     root = tmp_path / "root"
     job = make_job(
@@ -156,15 +248,44 @@ def test_posix_on_a_full_disk(make_job: MakeJob, tmp_path: Path) -> None:
         settings=[("output.root", str(root))],
     )
     done = finish(full(root, job, 1))
-    assert done.code == 88 and "No space left" in done.message
+    assert done.code == 88 and "No space left" in done.message and "again in" not in done.err
 
 
+@pytest.mark.pool
+@pytest.mark.fault(
+    fault="the file system of the outputs never answers", mode="any", does="ends at the site's limit, says so", code=88
+)
+@pytest.mark.parametrize("folder", ["hang", "out"])
+def test_posix_that_hangs(node: Node, folder: str) -> None:
+    node.mount_bad()
+    row = [("out", "a.fit"), ("out.to", "writehang.fit")]
+    settings = [("output.root", f"/mnt/bad/{folder}"), ("limit.stage_out", "3"), ("limit.path", "2")]
+    done = node.run_job(node.job(args=["/bin/sh", "-c", "echo x > a.fit"], row=row, kind="posix", settings=settings))
+    assert done.code == 88 and done.report.payload_exit == 0, done.err
+    assert done.data["phases"]["stage_out"] < 25  # the limit, 5 s for KILL to tell, 10 s to remove what is there
+
+
+@pytest.mark.pool
+@pytest.mark.fault(fault="the file system of the outputs fails for a moment", mode="any", does="tries again", code=0)
+def test_posix_with_errors_of_the_moment(node: Node) -> None:
+    (node.folder / "fickle").mkdir(mode=0o777)
+    (node.folder / "fickle").chmod(0o777)
+    node.mount_bad(FICKLE="2")
+    row = [("out", "a.fit"), ("out.to", "fickle/a.fit")]
+    settings = [("output.root", "/mnt/bad")]
+    done = node.run_job(node.job(args=["/bin/sh", "-c", "echo x > a.fit"], row=row, kind="posix", settings=settings))
+    assert done.code == 0 and "again in" in done.err, done.err
+    assert (node.folder / "fickle/a.fit").read_text() == "x\n"
+
+
+@pytest.mark.fault(fault="the payload fills the scratch disk", mode="any", does="makes room, reports", code=89)
 def test_scratch_full_in_the_payload(make_job: MakeJob, small_disk: list[str]) -> None:
     job = make_job(args=["/bin/sh", "-c", "head -c 5000000 /dev/zero > big; exit 6"])
     done = job.run(prefix=small_disk)
     assert (done.code, done.report.payload_exit) == (89, 6)
 
 
+@pytest.mark.fault(fault="the scratch disk is full from the start", mode="any", does="reports", code=89)
 def test_scratch_full_from_the_start(make_job: MakeJob, tmp_path: Path, small_disk: list[str]) -> None:
     job = make_job()
     fill = ["sh", "-c", 'head -c 5000000 /dev/zero > filler 2> /dev/null; exec "$@"', "sh"]

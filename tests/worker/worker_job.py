@@ -119,10 +119,10 @@ def finish(process: subprocess.Popen[bytes], timeout: float = 30) -> Done:
     return read_log(process.returncode, out, err.decode(errors="replace"))
 
 
-def read_log(code: int, out: bytes, err: str) -> Done:
+def read_log(code: int, out: bytes, err: str, batch: str = BATCH) -> Done:
     """The end of a job from its log; checks what holds for every report."""
     try:
-        report = parse_report(out, NAME, BATCH)
+        report = parse_report(out, NAME, batch)
     except ValueError as error:
         raise AssertionError(f"{error}\nexit {code}\nstdout: {out[-2000:]!r}\nstderr: {err[-4000:]}") from error
     assert out.splitlines()[-1].startswith(b"@@FERMIGRID 1 ") and out.endswith(b"\n")

@@ -1,0 +1,109 @@
+"""200 jobs that start at once on a node with a cache and no image: until the last one has its image of 200 MB, and how often
+the origin was asked. Beside it, in the same run: one download, 200 processes that take a lock and use a file in place, and
+separate downloads (a sample). Target: one GET, all ready within 3 times a single download.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.worker.faulty_http import Faulty, serve
+from tests.worker.test_image import CLIMB, cached
+from tests.worker.worker_job import BATCH, NAME, Job, sha256
+
+JOBS, SIZE, SAMPLE = 200, 200_000_000, 20
+READY = CLIMB.replace('cp -RL -- "$image" served\n', '_now\necho "$now_ms $rung" > ready\n')
+# starts "$@" JOBS times at once, in the folders 0, 1, 2...
+AT_ONCE = 'jobs=$1; shift; for ((i = 0; i < jobs; i++)); do (cd "$i" && exec "$@" > log 2>&1) & done; wait'
+LOCKED = 'exec 9< "$1" && flock -s 9 && [ -s "$1" ]'
+
+
+def seconds(*argv: str | Path, cwd: Path) -> float:
+    began = time.monotonic()
+    subprocess.run(argv, cwd=cwd, check=True, timeout=600, stdin=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def most_processes(stop: threading.Event, found: list[int]) -> None:
+    """The most processes at one time, besides those that were there; and the most memory that they took, in MB."""
+    before, free = len(list(Path("/proc").glob("[0-9]*"))), available()
+    while not stop.wait(0.1):
+        found[0] = max(found[0], len(list(Path("/proc").glob("[0-9]*"))) - before)
+        found[1] = max(found[1], (free - available()) // 1024)
+
+
+def available() -> int:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0])
+
+
+def storm(server: Faulty, base: Path, jobs: int) -> tuple[float, list[str]]:
+    """Seconds until the last of the jobs had its image, and the rungs that served."""
+    base.mkdir()
+    for number in range(jobs):
+        job = Job(
+            base / str(number), settings=[*cached(server, base / "cache", "good", limit=10**10), ("limit.http", "300")]
+        )
+        job.write()
+        (job.scratch / "climb.sh").write_text(READY)
+    began = time.time()
+    seconds(
+        "env",
+        "FERMIGRID_STALL=30",
+        "bash",
+        "-c",
+        AT_ONCE,
+        "bash",
+        str(jobs),
+        "bash",
+        "./climb.sh",
+        NAME,
+        BATCH,
+        cwd=base,
+    )
+    ready = [(base / str(number) / "ready").read_text().split() for number in range(jobs)]
+    return max(int(ms) for ms, _ in ready) / 1000 - began, [rung for _, rung in ready]
+
+
+def main() -> None:
+    base = Path(tempfile.mkdtemp(prefix="bench-storm-"))
+    with serve(os.urandom(SIZE)) as server:
+        url = f"{server.url}/good/i.sif"
+        curl = min(seconds("curl", "-sSf", "-o", "file", url, cwd=base) for _ in range(3))
+        digest = min(seconds("sh", "-c", "sha256sum file > sum", cwd=base) for _ in range(3))
+        one, _ = storm(server, base / "one", 1)
+        for number in range(JOBS):
+            (base / str(number)).mkdir()
+        lock = seconds("bash", "-c", AT_ONCE, "bash", str(JOBS), "bash", "-c", LOCKED, "bash", base / "file", cwd=base)
+        separate = seconds("bash", "-c", AT_ONCE, "bash", str(SAMPLE), "curl", "-sSf", "-o", "file", url, cwd=base)
+        server.requests.clear()
+        stop, most = threading.Event(), [0, 0]
+        watcher = threading.Thread(target=most_processes, args=(stop, most))
+        watcher.start()
+        took, rungs = storm(server, base / "storm", JOBS)
+        stop.set()
+        watcher.join()
+        images = list((base / "storm/cache").rglob("*.sif"))
+        whole = [sha256(image.read_bytes()) == sha256(server.content) for image in images] == [True]
+    shutil.rmtree(base)
+    print(f"one curl {curl:.2f} s, its digest {digest:.2f} s; one worker, from its start to the image {one:.2f} s")
+    print(f"floor: {JOBS} processes that take a lock {lock:.2f} s; {SAMPLE} separate downloads {separate:.2f} s")
+    print(
+        f"{JOBS} workers at once: {took:.2f} s, {took / (curl + digest):.1f} times a download with its digest, {took / one:.1f} times one worker"
+    )
+    print(
+        f"  {len(server.requests)} GET, {rungs.count('http')} downloaded, {rungs.count('cache')} waited; whole: {whole}"
+    )
+    print(f"  at most {most[0]} processes ({most[0] / JOBS:.1f} a job) and {most[1]} MB")
+
+
+if __name__ == "__main__":
+    main()
