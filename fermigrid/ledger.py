@@ -137,10 +137,11 @@ class Ledger:
     # --- jobs
 
     def apply(self, jobs: Iterable[JobRecord], cursor: Cursor, failures: Iterable[tuple[str, int]] = ()) -> None:
-        """Take in what was seen, with the (host, exit code) of nodes that failed, and how far it was read: all or nothing."""
+        """Take in what was seen, (host, exit code) of nodes that failed, and how far it was read: all or nothing."""
         with self._transaction() as db:
             _upsert(db, jobs)
-            db.executemany("INSERT INTO node_failure VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1", failures)
+            once_more = "INSERT INTO node_failure VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1"
+            db.executemany(once_more, failures)
             db.executemany(
                 "INSERT INTO cursor VALUES (?, ?) ON CONFLICT (file) DO UPDATE SET bytes = excluded.bytes",
                 cursor.offsets.items(),

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from fermigrid.campaign import SHELL_OWN, Bind, PipelineMessages
 from fermigrid.errors import PipelineRefused
+from fermigrid.site import check_runtime
 
 REQUIRED = (
     "PIPELINE_FROMADDRESS",
@@ -120,13 +121,13 @@ def _read_messages(environment: Mapping[str, str], problems: list[str]) -> Pipel
 
 
 def parse_runtime(text: str) -> str | None:
-    """`PIPELINE_CONTAINER_BIN`: a program's name or absolute path; None when it is empty."""
+    """`PIPELINE_CONTAINER_BIN`: a runtime's name or absolute path; None when it is empty. Raises ValueError."""
     text = text.strip()
     if not text:
         return None
-    if not re.fullmatch(r"/?[A-Za-z0-9._+-]+(?:/[A-Za-z0-9._+-]+)*", text) or ("/" in text and text[0] != "/"):
+    if not re.fullmatch(r"(?:/|(?:/[A-Za-z0-9._+-]+)+/)?[A-Za-z0-9._+-]+", text):
         raise ValueError("is no container runtime: the name of a program, or its absolute path")
-    return text
+    return check_runtime(text)
 
 
 def parse_binds(text: str) -> tuple[Bind, ...]:

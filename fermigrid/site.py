@@ -44,9 +44,10 @@ def _option(text: str) -> str:
     return text
 
 
-def _runtime(text: str) -> str:
-    if not re.fullmatch(r"(?:/(?:[^\x00-\x1f/]+/)*)?(?:apptainer|singularity|podman)[A-Za-z0-9._-]*", text):
-        raise ValueError("is no runtime: apptainer, singularity or podman, or the absolute path of one")
+def check_runtime(text: str) -> str:
+    """The name or path of a container runtime, given back. Raises ValueError."""
+    if text.rpartition("/")[2] in ("docker", "nerdctl", "crun", "runc"):
+        raise ValueError("is no runtime that the worker can use: apptainer, singularity or podman, or the path of one")
     return text
 
 
@@ -105,7 +106,7 @@ class Container(Model):
     order: Literal["wrapper-inside", "wrapper-outside"] = "wrapper-outside"
     dialect: Literal["self-healing", "plain", "none"] = "none"
     vacate_counter: str = "NumVacatesByReason.SingularityTestFailed"
-    runtimes: tuple[Annotated[str, AfterValidator(_runtime)], ...] = ("apptainer", "singularity")
+    runtimes: tuple[Annotated[str, AfterValidator(check_runtime)], ...] = ("apptainer", "singularity")
     options: tuple[Option, ...] = ()
     formats: Annotated[tuple[Literal["directory", "sif"], ...], Field(min_length=1)] = ("directory", "sif")
     preamble: tuple[Line, ...] = ()

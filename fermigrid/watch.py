@@ -150,7 +150,7 @@ def _observe(f: Following, items: Items, problems: list[str]) -> int:
 def _apply(
     ledger: Ledger, items: Items, batches: dict[str, BatchRecord], seen: Sequence[JobSeen]
 ) -> tuple[list[JobRecord], list[tuple[str, int]]]:
-    """What was seen, put into states; the last word for each job, and (host, exit code) of each start that failed by its node."""
+    """What was seen, put into states: the last word for each job; (host, exit code) of starts that a node failed."""
     now: dict[tuple[str, int], JobRecord] = {}
     failures = []
     for event in seen:

@@ -16,10 +16,13 @@ _PART = re.compile(r'\. "\$here/(?P<name>[a-z_]+)\.sh"')
 _COMMENT = re.compile(r"(?P<code>.*?)  # [^\"'`]*")
 _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     "cache": lambda fields: _has(fields, "node_cache"),
+    "unpack": lambda fields: ("image.format", "directory") in fields,
+    "registry": lambda fields: _has(fields, "image.registry"),
     "messages": lambda fields: _has(fields, "message.to"),
     "oci": lambda fields: any(name == "runtime" and re.search(r"(?:^|/)podman[^/]*$", value) for name, value in fields),
     "preamble": lambda fields: _has(fields, "preamble"),
     "inside": lambda fields: ("order", "wrapper-inside") in fields,
+    "stage_posix": lambda fields: ("output.kind", "posix") in fields,
     "stage_remote": lambda fields: ("output.kind", "xrootd") in fields or ("output.kind", "http") in fields,
     "secrets": lambda fields: _has(fields, "secret"),
 }

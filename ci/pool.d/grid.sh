@@ -55,9 +55,9 @@ write_grid_settings() {
     install -m 755 "$RECIPES/slurm-sacct" "$etc/sacct"
     [ -s "$etc/slurm.key" ] || ( umask 077; head -c 128 /dev/urandom > "$etc/slurm.key" )
     chown "$(slurm_user)" "$etc/slurm.key"
-    # HTCondor asks for a job's state through a cache of a minute, and would see its end a minute late
-    sed 's/^cache_timeout = 60$/cache_timeout = 1/' "$ROOTFS/usr/libexec/blahp/slurm_status.py" > "$etc/slurm_status.py"
-    grep -q '^cache_timeout = 1$' "$etc/slurm_status.py" || die "blahp's slurm_status.py has no 'cache_timeout = 60' any more"
+    # This program and the daemon that calls it trust a file of states for a minute; without it a job's end is seen at once
+    sed 's/^def check_cache(.*, recurse=True):$/&\n    return None/' "$ROOTFS/usr/libexec/blahp/slurm_status.py" > "$etc/slurm_status.py"
+    ! cmp -s "$ROOTFS/usr/libexec/blahp/slurm_status.py" "$etc/slurm_status.py" || die "blahp's slurm_status.py has no check_cache any more: its cache stays on"
     chmod 755 "$etc/slurm_status.py"
 }
 

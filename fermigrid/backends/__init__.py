@@ -46,8 +46,9 @@ class Handle:
 class JobSeen:
     """One thing that a backend saw happen to the job with this index (from 0) of a batch.
 
-    `starts` counts executions where known. `exit_code`/`signal` belong to ENDED (the worker's exit code; to EVICTED when a worker's end sent the job back),
-    `reason` and `code` (hold code and subcode as `12/2`) to HELD, REMOVED and EVICTED.
+    `starts` counts executions where known. `exit_code`/`signal` belong to ENDED (the worker's exit code) and to an
+    EVICTED that the worker's end caused, `reason` and `code` (hold code and subcode as `12/2`) to HELD, REMOVED and
+    EVICTED.
     """
 
     batch_id: str

@@ -111,7 +111,7 @@ _ending_signal() {  # -> true, and `ending` its number, when a signal has come t
 # Polls, ever more slowly, up to twice a second: in bash's own `wait`, of two signals at once, or a signal and the end of the
 # child, one can be lost. Kills the group when `kill_at` comes, and gives up 5 s later: a dead mount makes processes unkillable.
 _await() {  # GROUP -> its status
-    local nap=5 pause status=0
+    local nap=1 pause status=0
     while kill -0 "$1" 2> /dev/null; do
         [ ${#pending[@]} = "$passed" ] || _forward
         if [ "$end_by" != 0 ]; then

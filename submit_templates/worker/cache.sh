@@ -22,9 +22,11 @@ _open_cache() {  # -> cache_dir; empty when there is none
 
 _make_cache() {  # FOLDER MODE; runs in a child that may hang
     [ -d "$1" ] || ( umask 022; mkdir -p -- "${1%/*/*}"; mkdir -m 1777 -- "${1%/*}"; mkdir -m "$2" -- "$1" ) > /dev/null 2>&1 || :
-    if [ -L "$1" ] || { [ "$2" = 700 ] && [ ! -O "$1" ]; }; then printf 'it is not a folder of this user\n'; return; fi
-    [ "$(stat -c %a -- "$1")" = "$2" ] || chmod "$2" -- "$1" || { printf 'its mode is not %s\n' "$2"; return; }
-    if [ -w "$1" ]; then printf 'ok\n'; else printf 'it is not writable\n'; fi
+    if [ ! -L "$1" ] && { [ "$2" = 1777 ] || [ -O "$1" ]; } && [ -w "$1" ] && { [ "$(stat -c %a -- "$1")" = "$2" ] || chmod "$2" -- "$1"; }; then
+        printf 'ok\n'
+    else
+        printf 'it is not a folder of this user with mode %s\n' "$2"
+    fi
 }
 
 _rung_cache() {

@@ -18,9 +18,9 @@ _find_where() {  # -> where: image, other (another image) or host
     fi
 }
 
-_find_kind() {  # FIRST COUNT FILE_SYSTEM: of the ids' map, of the container's root -> userns: are few users mapped; overlay
-    if [ "$1 $2" = "0 4294967295" ]; then userns=false; else userns=true; fi
-    case $3 in overlay | *fuse-overlayfs | tmpfs) overlay=yes ;; -) ;; *) overlay=no ;; esac
+_find_kind() {  # "FIRST COUNT FILE_SYSTEM": of the ids' map, of the container's root -> userns: are few users mapped; overlay
+    if [ "${1% *}" = "0 4294967295" ]; then userns=false; else userns=true; fi
+    case ${1##* } in overlay | *fuse-overlayfs | tmpfs) overlay=yes ;; -) ;; *) overlay=no ;; esac
 }
 
 _use_this_container() {  # the site has started the right image

@@ -70,7 +70,7 @@ _take_field() {  # KEY VALUE of the row
         in) _local_name "$2" input; in_name+=("$2") in_bytes+=('') in_adler+=('') in_sha+=('') ;;
         in.from) _last ${#in_name[@]} "$1"; in_source+=("$2") in_source_of+=("$last") ;;
         in.bytes) _last ${#in_name[@]} "$1"; _need "$NUMBER" "$2" "$1"; in_bytes[last]=$2 ;;
-        in.adler32) _last ${#in_name[@]} "$1"; _need '^[0-9a-f]{1,8}$' "$2" "$1"; in_adler[last]=$2 ;;
+        in.adler32) _last ${#in_name[@]} "$1"; _need '^[0-9a-f]{1,8}$' "$2" "$1"; printf -v 'in_adler[last]' '%08x' "$((16#$2))" ;;
         in.sha256) _last ${#in_name[@]} "$1"; _need "$HEX64" "$2" "$1"; in_sha[last]=$2 ;;
         out) _local_name "$2" output; out_name+=("$2") out_to+=('') ;;
         out.to) _last ${#out_name[@]} "$1"; _local_name "$2" "name to publish"; out_to[last]=$2 ;;

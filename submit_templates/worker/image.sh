@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The image ladder: the path, the node's cache (cache.sh), HTTP, a registry; the first that serves a whole image wins.
+# The image ladder: the paths, the node's cache (cache.sh), HTTP, a registry (registry.sh); the first that serves a whole image wins.
 
 climbed=0 damaged=0 others=0 broken='' result=''  # rungs tried so far; of their sources, how many were damaged or out of reach
 
@@ -12,19 +12,19 @@ _climb_ladder() {  # -> image, a folder or file that the runtime can start; 82, 
 }
 
 _climb() {  # -> image, of the next rung that serves; called again, it goes on from there. False: no rung is left
-    local began rung_began i paths=${#image_paths[@]} ending=sif
+    local began rung_began i count=${#image_paths[@]} ending=sif
     [ "${set_of[image.format]:-}" != directory ] || ending=dir
     _now
     began=$now_ms
-    while [ "$climbed" -lt $((paths + 3)) ]; do
+    while [ "$climbed" -lt $((count + 3)) ]; do
         i=$climbed climbed=$((climbed + 1))
         _now
         rung_began=$now_ms
         # each rung says in `result` how it went, and in json_tried
-        case $((i - paths)) in
+        case $((i - count)) in
             0) [ -n "${set_of[node_cache]:-}" ] && _rung_cache ;;
             1) [ ${#image_urls[@]} != 0 ] && _from_origin _download "${set_of[image.sha256]}.$ending" ;;
-            2) _rung_registry ;;
+            2) [ -n "${set_of[image.registry]:-}" ] && _rung_registry ;;
             *) _rung_path "${image_paths[i]}" ;;
         esac || continue
         _now
@@ -124,7 +124,9 @@ _download() {  # FILE: from the mirrors, in order
         left=$((left - 1)) old=''
         [ "$left" != 0 ] || tries=9999  # the last one says when it has time for us
         [ ! -s "$part" ] || old=yes
-        until { _is_complete || _fetch "$url" "$part" "$deadline" "$tries"; } && _check_download && _publish "$1"; do
+        # a part that is complete is of a worker that was killed afterwards
+        until { _size "$part"; [ "${size:-0}" = "${set_of[image.size]:-}" ] || _fetch "$url" "$part" "$deadline" "$tries"; } &&
+            _check_download && _publish "$1"; do
             # what was there before may be the reason: once more, from the start
             if [ "$fetch_damage$old" = damagedyes ]; then old=''; continue; fi
             _tried http "$url" "$fetch_result" "$fetch_damage"
@@ -137,23 +139,12 @@ _download() {  # FILE: from the mirrors, in order
     return 1
 }
 
-_is_complete() {  # its downloader was killed afterwards
-    _size "$part"
-    [ -n "$size" ] && [ "$size" = "${set_of[image.size]:-}" ]
-}
-
 _check_download() {  # -> fetch_result, fetch_damage; a wrong file is removed
-    local want=${set_of[image.size]:-}
     _size "$part"
     image_bytes=${size:-0}
-    fetch_damage=damaged
-    if [ -n "$want" ] && [ "$size" != "$want" ]; then
-        fetch_result="damaged: $size bytes, not $want"
-    else
-        _sha256 "$part"
-        fetch_result="damaged: sha256 ${answer[0]}"
-        [ "${answer[0]}" != "${set_of[image.sha256]}" ] || return 0
-    fi
+    _sha256 "$part"
+    [ "${answer[0]}" != "${set_of[image.sha256]}" ] || return 0
+    fetch_result="damaged: $image_bytes bytes, sha256 ${answer[0]}" fetch_damage=damaged
     rm -f -- "$part"*
     return 1
 }
@@ -167,55 +158,4 @@ _publish() {  # FILE: what was brought, and found good, gets its name
     fi
     [ "${1%/*}" != "$cache_dir" ] || { _write_stamp "$1" && _hold "$1"; } || return 1
     rm -f -- "$part"*
-}
-
-_unpack() {  # FILE: the tar file becomes that folder
-    _ask 0 _count_tar || :
-    image_bytes=${answer[0]:-0}
-    if [ "$image_bytes" != 0 ]; then
-        [ "${1%/*}" != "$cache_dir" ] || _make_room "$image_bytes" || return 1
-        rm -rf -- "$1" "$1.new"
-        { mkdir -- "$1.new" && _run 0 tar -x --no-same-owner -f "$part" -C "$1.new" && chmod -R u+rwX -- "$1.new"; } || return 1
-        _ask 0 _probe_image "$1.new" "${set_of[image.marker]:-}" || :
-        if [ "${answer[0]:-}" = ok ]; then mv -T -- "$1.new" "$1"; return; fi
-        rm -rf -- "$1.new"
-    fi
-    fetch_result="damaged: ${answer[1]:-no tar file of folders and files}" fetch_damage=damaged
-    rm -f -- "$part"*
-    return 1
-}
-
-_count_tar() {  # -> the bytes that it unpacks to, about; nothing when it holds devices, or is no tar file
-    local mode bytes total=0
-    while read -r mode _ bytes _; do
-        [[ $mode == [-dlh]* && $bytes =~ $NUMBER ]] || return
-        total=$((total + bytes + 4096))
-    done < <(tar -tv --numeric-owner -f "$part")
-    printf '%s\n' "$total"
-}
-
-_rung_registry() {
-    [ -n "${set_of[image.registry]:-}" ] || return 1
-    if _is_podman; then _podman_pull; else _from_origin _pull "${set_of[image.registry]##*:}.sif"; fi
-}
-
-_pull() {  # FILE: from the registry, by the runtime, which makes a SIF of it
-    local reference=${set_of[image.registry]} status=0
-    _runtime_environment
-    [ -z "${set_of[http_proxy]:-}" ] || runtime_env+=("http_proxy=${set_of[http_proxy]}" "https_proxy=${set_of[http_proxy]}")
-    rm -f -- "$part"
-    _run "$limit" env -i "${runtime_env[@]}" "$runtime" -q pull "$part" "$reference" >&2 || status=$?
-    fetch_result="failed ($status)" fetch_damage=''
-    if [ "$status" = 0 ]; then
-        _size "$part"
-        image_bytes=${size:-0}
-        if ! _sif_is_whole "$part"; then
-            fetch_result="damaged: $sif_problem" fetch_damage=damaged
-        elif _publish "$1"; then
-            _served registry "$reference" "$1"
-            return 0
-        fi
-    fi
-    _tried registry "$reference" "$fetch_result" "$fetch_damage"
-    return 1
 }

@@ -21,7 +21,7 @@ _read_messages() {  # before anything can fail: the end message goes out for a d
 }
 
 _stamp() {  # -> stamp, as date(1) prints the time; mail_date, as in the header of a mail
-    { read -r stamp && read -r mail_date; } < <(date '+%a %b %e %H:%M:%S %Z %Y%n%a, %d %b %Y %H:%M:%S %z') || :
+    { read -r stamp && read -r mail_date; } < <(exec date '+%a %b %e %H:%M:%S %Z %Y%n%a, %d %b %Y %H:%M:%S %z') || :
 }
 
 _compose() {  # KIND LINES -> text, id
@@ -151,7 +151,7 @@ _post() {  # URL
     case $status in 0) ;; 5 | 8 | 127) return 1 ;; *) return 2 ;; esac
 }
 
-_smtp() {  # HOST[:PORT]
+_smtp() {  # HOST[:PORT]; no line of a message begins with a dot, which would have to be doubled
     local host=$1 port=25 fd status=0 until
     if [[ $1 =~ ^(.*):([0-9]+)$ ]]; then host=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}; fi
     host=${host#[}
@@ -161,7 +161,6 @@ _smtp() {  # HOST[:PORT]
     { _say 220 && _say 250 "HELO $HOSTNAME" && _say 250 "MAIL FROM:<${set_of[message.from]:-}>" &&
         _say 25 "RCPT TO:<${set_of[message.to]:-}>" && _say 354 DATA; } || return 1
     printf '\n' >&"$mark"
-    text=${text//$'\n.'/$'\n..'}
     _say 250 "${text//$'\n'/$'\r\n'}." || status=$?
     printf 'QUIT\r\n' >&"$fd" || :
     return "$status"

@@ -7,30 +7,22 @@ _open() {  # PATH -> words: there, missing, or what is wrong. To open wakes an a
         { true < "$1"; } 2> /dev/null || words=$( { true < "$1"; } 2>&1) || :
         words=${words##*: }
         case $words in
-            'No such file or directory' | 'Not a directory') words=missing ;;
+            'No such file'* | 'Not a dir'*) words=missing ;;
             '') words=there ;;
-            'Permission denied') [ ! -e "$1" ] || words=there ;;
+            'Permission'*) [ ! -e "$1" ] || words=there ;;
         esac
     fi
     _health "$1"
 }
 
-_wake() { local path words; for path in "$@"; do _open "$path"; printf '%s\n' "$words"; done; }  # PATH... in a child -> a line for each
+_wake() { local words; _open "$1"; printf '%s\n' "$words"; }  # PATH; in a child
 
 _wake_all() {  # PATH... -> woken: there, missing, hanging or what is wrong, for each
-    local limit i paths=("$@")
+    local path
     woken=()
-    _get limit limit.path 30
-    while [ $# -gt 0 ]; do
-        _ask "$limit" _wake "$@" || answer+=(hanging)
-        woken+=("${answer[@]}")
-        shift ${#answer[@]}
-    done
-    for i in "${!paths[@]}"; do
-        if [ "${woken[i]}" != hanging ] && _may_pass "${paths[i]}" "${woken[i]}"; then
-            _ask_path "${paths[i]}" _wake "${paths[i]}" || answer=(hanging)
-            woken[i]=${answer[0]}
-        fi
+    for path in "$@"; do
+        _ask_path "$path" _wake "$path" || answer=(hanging)
+        woken+=("${answer[0]}")
     done
 }
 
@@ -41,9 +33,10 @@ _ask_path() {  # PATH COMMAND...: asks about PATH within limit.path, and again a
     end=$((now_ms + limit * 1000))
     for pause in 1 2 4 8 16; do
         _ask "$limit" "${@:2}" || return 1
+        if [ "$pause" = 16 ] || ! _may_pass "$1" "${answer[*]}"; then return 0; fi
         _now
         limit=$(((end - now_ms + 999) / 1000 - pause))
-        if [ "$limit" -lt 1 ] || [ "$pause" = 16 ] || ! _may_pass "$1" "${answer[*]-}"; then return 0; fi
+        [ "$limit" -gt 0 ] || return 0
         _sleep "$pause"
     done
 }
@@ -51,7 +44,7 @@ _ask_path() {  # PATH COMMAND...: asks about PATH within limit.path, and again a
 _may_pass() {  # PATH WORDS: a fault of the moment, or an automount that is still at work
     case $2 in
         *'Too many levels'* | *'nput/output'*) ;;
-        *missing* | *absent*) _is_automount "$1" ;;
+        *missing*) _is_automount "$1" ;;
         *) return 1 ;;
     esac
 }
@@ -71,7 +64,7 @@ _is_broken() {  # PATH WORDS: a mount that another node may have in order
 
 _health() {  # PATH; in a child: what CVMFS says of a repository, for the report, once
     local name value repository=${1#/cvmfs/} values=()
-    [ "$repository" != "$1" ] && [ -n "$repository" ] && command -v getfattr > /dev/null || return 0
+    [[ $1 == /cvmfs/?* ]] && command -v getfattr > /dev/null || return 0
     repository=/cvmfs/${repository%%/*}
     [[ $json_cvmfs != *"\"$repository\""* ]] || return 0
     for name in revision nioerr proxy; do
@@ -90,8 +83,7 @@ _wake_binds() {  # the sources on the host, before the container starts
         bind_from+=("${software_from[i]}") bind_to+=("${software_to[i]}") bind_mode+=(ro) bind_required+=(yes)
         software_path[i]=${software_to[i]}
     done
-    [ ${#bind_from[@]} != 0 ] || return 0
-    _check_binds kept "${bind_from[@]}"
+    [ ${#bind_from[@]} = 0 ] || _check_binds kept "${bind_from[@]}"
     _wake_below
 }
 
@@ -99,14 +91,13 @@ _wake_below() {  # an automount that is bound stays asleep in the container: wha
     local i word rest paths=()
     for i in "${!bind_from[@]}"; do
         _is_automount "${bind_from[i]}" || continue
-        for word in "${args[@]}" ${env_list[@]+"${env_list[@]}"} ${row_env[@]+"${row_env[@]}"} ${in_source[@]+"${in_source[@]}"} \
-            "${set_of[output.root]:-}"; do
+        for word in "${args[@]}" "${env_list[@]-}" "${row_env[@]-}" "${in_source[@]-}" "${set_of[output.root]:-}"; do
             word=${word#*=}
             rest=${word#"${bind_to[i]}"/}
             [ "$rest" = "$word" ] || paths+=("${bind_from[i]}/$rest")
         done
     done
-    [ ${#paths[@]} = 0 ] || _wake_all "${paths[@]}"
+    _wake_all ${paths[@]+"${paths[@]}"}
 }
 
 _check_targets() {  # inside the image, or in a rehearsal: what should be bound must be there
@@ -161,10 +152,10 @@ _find_broken() {  # -> broken: which of the image and the binds cannot be read n
     local i status=1 woken=() paths=()
     broken=''
     for i in "${!bind_to[@]}"; do
-        case $side-${bind_result[i]:-} in run-kept) paths+=("${bind_from[i]}") ;; run-used | inside-) paths+=("${bind_to[i]}") ;; esac
+        case ${bind_result[i]:-used} in kept) paths+=("${bind_from[i]}") ;; used) paths+=("${bind_to[i]}") ;; esac
     done
-    if _starts_container; then paths+=("$image"); elif [ "$container" != none ]; then paths+=(/bin/sh); fi
-    [ ${#paths[@]} = 0 ] || _wake_all "${paths[@]}"
+    if _starts_container; then paths+=("$image"); else paths+=(/bin/sh); fi
+    _wake_all "${paths[@]}"
     for i in "${!paths[@]}"; do
         case ${woken[i]} in there | missing) continue ;; esac
         broken+=", and ${paths[i]} is broken on $HOSTNAME: ${woken[i]}"

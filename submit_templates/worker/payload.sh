@@ -13,7 +13,7 @@ _assign_env() { local assignment; for assignment in "$@"; do _set_env "${assignm
 
 _payload_environment() {  # the allow-list, the same in each mode
     local i rest value user=${USER:-}
-    [ -n "$user" ] || user=$(id -un 2> /dev/null) || user=$EUID
+    [ -n "$user" ] || user=$(exec id -un 2> /dev/null) || user=$EUID
     _assign_env "HOME=$view/.fermigrid/home" "TMPDIR=$view/.fermigrid/tmp" "USER=$user" "LOGNAME=$user" LANG=C.UTF-8
     for i in "${!software_env[@]}"; do
         [ -n "${software_path[${software_env_of[i]}]}" ] || continue  # a rehearsal without it
@@ -59,9 +59,8 @@ _write_launcher() {  # COMMAND...
         if [ "$container" = site ] || [ "$side" = inside ] || _is_podman; then  # the image's own, as Apptainer would make it
             printf 'for script in /.singularity.d/env/*.sh; do [ ! -r "$script" ] || . "$script"; done\n'
         fi
-        printf 'unset %s\n' 'first count point mode rest layer mounted found why script container HOSTNAME PS1 PROMPT_COMMAND TERM SHLVL OLDPWD LC_ALL' \
-            'APPTAINER_APPNAME APPTAINER_BIND APPTAINER_COMMAND APPTAINER_CONTAINER APPTAINER_ENVIRONMENT APPTAINER_NAME' \
-            'SINGULARITY_APPNAME SINGULARITY_BIND SINGULARITY_COMMAND SINGULARITY_CONTAINER SINGULARITY_ENVIRONMENT SINGULARITY_NAME'
+        printf 'unset %s\n' 'first count point mode rest layer mounted found why script container HOSTNAME PS1 PROMPT_COMMAND TERM SHLVL OLDPWD' \
+            LC_ALL {APPTAINER,SINGULARITY}_{APPNAME,BIND,COMMAND,CONTAINER,ENVIRONMENT,NAME}
         for i in "${!env_names[@]}"; do
             _quote "${env_values[i]}"
             printf 'export %s=%s\n' "${env_names[i]}" "$quoted"
@@ -133,7 +132,7 @@ _cpu() {  # 1 or -1, times the seconds of the children that have ended -> user_m
 _start_payload() {  # COMMAND... -> status
     local group line=''
     status=0
-    rm -f -- "$control/started.$side"
+    [ ! -e "$control/started.$side" ] || rm -f -- "$control/started.$side"
     user_ms=0 system_ms=0
     _cpu -1
     set -m
@@ -171,7 +170,7 @@ _run_payload() {
         case $said in
             'ok '*) break ;;
             image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
-            bind*) said=${said#bind }; _find_kind ${said%%|*}; said=${said#*|}; _lose_bind "${said#*|}" "${said%%|*}" ;;
+            bind*) said=${said#bind }; _find_kind "${said%%|*}"; said=${said#*|}; _lose_bind "${said#*|}" "${said%%|*}" ;;
         esac
         if [ ${#signals[@]} != 0 ] && [ "$status" -gt 128 ]; then
             if _ending_signal; then status=$((128 + ending)); fi
@@ -179,7 +178,7 @@ _run_payload() {
         fi
         _container_failed
     done
-    [ "$container" = none ] || _find_kind ${said#ok }
+    [ "$container" = none ] || _find_kind "${said#ok }"
     [ ! -r "$control/lost" ] || while IFS='|' read -r why target; do _lose_bind "$target" "$why"; done < "$control/lost"
     [ -z "$inner_runs" ] || _inner_failed "$status"
     started_payload=true payload_exit=$status
@@ -213,6 +212,7 @@ _signal_payload() {  # NAME: to the process group, but for the runtime in it, wh
     for file in /proc/[0-9]*/stat; do
         { read -r line < "$file"; } 2> /dev/null || continue
         # 4523 (name) S parent group ...
+        # shellcheck disable=SC2086
         set -- "${line%% *}" ${line##*) }
         if [ "$4" = "$group" ] && [ "$1" != "$group" ]; then kill "-$name" "$1" 2> /dev/null || :; fi
     done

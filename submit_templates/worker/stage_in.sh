@@ -50,7 +50,7 @@ _heard() {  # COMMAND...: what may take the time that is left -> problem: the fi
     read -r problem < "$control/words" || :
     if [ -z "$problem" ]; then problem="failed ($status)"; [ "$status" != 137 ] || problem="no end within $left s"; fi
     # what the system, XRootD, or HTTP says when it is no matter of the moment, after the names
-    [[ ! ${problem##*[:;\']} =~ directory|ermission|denied|o\ space|uota|ead-only|isallowed|plain\ file|o\ protocols|xists|(^\ (4[01]|507)) ]] || hopeless=yes
+    [[ ! ${problem##*[:;\']} =~ directory|ermission|denied|o\ space|uota|ead-only|isallowed|plain\ file|o\ protocols|ot\ found|xists|(^\ (4[01]|507)) ]] || hopeless=yes
     return 1
 }
 
@@ -95,6 +95,7 @@ _stage_input() {  # INDEX SOURCE -> problem
         return 1
     fi
     rm -f -- "$to.part.head" "$to.part.url"
+    [[ $2 != http* ]] || tries=$fetch_tries
     _now
     _seconds $((now_ms - began))
     _object name "${in_name[$1]}" source "$2" @bytes "$size" sha256 "${answer[0]}" @seconds "$seconds" @verified "[$verified]" @tries "$tries"
@@ -115,7 +116,6 @@ _bring() {  # SOURCE FILE -> problem, hopeless
         http://* | https://*)
             _get most stage.tries 3
             _fetch "$1" "$2" "$deadline" "$most" "$most" || hopeless=yes problem=$fetch_result
-            tries=$fetch_tries
             [ -z "$hopeless" ] && { [ -e "$2" ] || : > "$2"; } ;;  # old curl makes no empty file
         root://* | xroot://*)
             command -v xrdcp > /dev/null || { hopeless=yes problem="there is no xrdcp"; return 1; }
@@ -138,45 +138,35 @@ _copy() {  # FILE COPY; in a child
 }
 
 _check_input() {  # INDEX FILE -> size, answer (its digest), verified, problem
-    local want
+    local adler=''
+    verified=''
     _size "$2"
-    want=${in_bytes[$1]} verified=''
-    if [ -n "$want" ]; then
-        [ "$size" = "$want" ] || { problem="$size bytes, not $want"; return 1; }
-        verified='"bytes"'
-    fi
-    want=${in_adler[$1]}
-    if [ -n "$want" ]; then
-        _adler32 "$2"
-        if [ -z "$adler" ]; then
-            _log "stage-in: the adler32 of ${in_name[$1]} is not checked: there is no tool for it"
-        else
-            [ $((16#$adler)) = $((16#$want)) ] || { problem="adler32 $adler, not $want"; return 1; }
-            verified+=${verified:+, }'"adler32"'
-        fi
-    fi
+    _is_wanted bytes "$size" "${in_bytes[$1]}" || return 1
+    [ -z "${in_adler[$1]}" ] || _adler32 "$2"
+    [ -z "$adler" ] || _is_wanted adler32 "$adler" "${in_adler[$1]}" || return 1
     _sha256 "$2"
-    want=${in_sha[$1]}
-    [ -n "$want" ] || return 0
-    [ "${answer[0]}" = "$want" ] || { problem="sha256 ${answer[0]}, not $want"; return 1; }
-    verified+=${verified:+, }'"sha256"'
+    _is_wanted sha256 "${answer[0]}" "${in_sha[$1]}"
+}
+
+_is_wanted() {  # WHAT FOUND WANTED -> verified, problem
+    [ -n "$3" ] || return 0
+    [ "$2" = "$3" ] || { problem="$1 $2, not $3"; return 1; }
+    verified+="${verified:+, }\"$1\""
 }
 
 _adler32() {  # FILE -> adler; empty when no tool can tell
-    local tool script='import sys, zlib
-a = 1
-for b in iter(lambda f=open(sys.argv[1], "rb"): f.read(1 << 20), b""): a = zlib.adler32(b, a)
-print("%08x" % (a & 0xffffffff))'
+    local tool script='import sys,zlib,mmap;print("%08x"%(zlib.adler32(mmap.mmap(open(sys.argv[1]).fileno(),0,access=1))&0xffffffff))'
     for tool in xrdadler32 python3 python /usr/libexec/platform-python _slow_adler32; do
         adler=''
         command -v "$tool" > /dev/null || continue
         _left
-        if [[ $tool == *python* ]]; then _ask "$left" "$tool" -c "$script" "$1"; else _ask "$left" "$tool" "$1"; fi || continue
+        if [[ $tool == *python* ]]; then _ask "$left" "$tool" -c "$script" "$1"; else _ask "$left" "$tool" "$1"; fi || :
         adler=${answer[0]:-} adler=${adler%% *}
-        [[ ! $adler =~ ^[0-9a-f]{1,8}$ ]] || return 0
+        [[ ! $adler =~ ^[0-9a-f]{8}$ ]] || return 0
     done
+    _log "stage-in: no tool here can take the adler32 of $1"
 }
 
 _slow_adler32() {  # FILE; 10 MB a second
-    od -An -v -tu1 -w64 -- "$1" | awk 'BEGIN {a = 1} {for (i = 1; i <= NF; i++) b += a += $i; a %= 65521; b %= 65521} END {printf "%04x%04x\n", b, a}'
+    od -An -v -tu1 -w64 -- "$1" | awk 'BEGIN{a=1}{for(i=1;i<=NF;i++)b+=a+=$i;a%=65521;b%=65521}END{printf "%04x%04x\n",b,a}'
 }

@@ -3,27 +3,27 @@
 # job's lock, which only one can have, looks which final names are there, and renames: a server's own renaming may overwrite.
 
 _remote() {  # put|there|move|remove|make URL [FILE or URL] -> problem, hopeless. `make`: fails when it is there
-    local words=() path=${2#*://}
+    local command=() path=${2#*://}
     if [[ $2 == http* ]]; then
         case $1 in
-            put) words=(-T "$3") ;;
-            there) words=(-I) ;;
-            move) words=(-X MOVE -H "Destination: $3" -H 'Overwrite: F') ;;
-            remove) words=(-X DELETE) ;;
-            make) words=(-X MKCOL) ;;
+            put) command=(-T "$3") ;;
+            there) command=(-I) ;;
+            move) command=(-X MOVE -H "Destination: $3" -H 'Overwrite: F') ;;
+            remove) command=(-X DELETE) ;;
+            make) command=(-X MKCOL) ;;
         esac
-        _heard curl -q -sS -f -g -o /dev/null --connect-timeout 20 --speed-limit 1 --speed-time 300 "${words[@]}" -- "$2"
+        _heard curl -q -sS -f -g -o /dev/null --connect-timeout 20 --speed-limit 1 --speed-time 300 "${command[@]}" -- "$2"
         return
     fi
     case $1 in
-        put) words=(xrdcp --nopbar --force --posc --path --cksum adler32 "$3" "$2") ;;
-        make) words=(xrdcp --nopbar "$control/lock" "$2") ;;
-        there) words=(stat "${path#*/}") ;;
-        move) words=(mv "${path#*/}" "/${3#*://*//}") ;;
-        remove) words=(rm "${path#*/}") ;;
+        put) command=(xrdcp --nopbar --force --posc --path --cksum adler32 "$3" "$2") ;;
+        make) command=(xrdcp --nopbar "$control/lock" "$2") ;;
+        there) command=(stat "${path#*/}") ;;
+        move) command=(mv "${path#*/}" "/${3#*://*//}") ;;
+        remove) command=(rm "${path#*/}") ;;
     esac
-    [ "${words[0]}" = xrdcp ] || words=(xrdfs "${path%%/*}" "${words[@]}")
-    _heard _xrd "${words[@]}"
+    [ "${command[0]}" = xrdcp ] || command=(xrdfs "${path%%/*}" "${command[@]}")
+    _heard _xrd "${command[@]}"
 }
 
 _put_remote() {  # INDEX -> problem, hopeless

@@ -28,7 +28,7 @@ contact: nobody
 manual: https://example.org/
 backend: local
 local: {slots: 4, scratch: SCRATCH}
-container: {launch: worker, rehearsal: true, runtimes: [absent-on-purpose]}
+container: {launch: worker, rehearsal: true, runtimes: [/nonexistent/apptainer]}
 images: {light: {path: /cvmfs/fermi.test/images/light-1}}
 messages: {via: ["spool:SPOOL"]}
 output: {kind: transfer}
@@ -429,6 +429,19 @@ def test_a_job_that_never_came_to_its_script_has_a_log(control: Control, tmp_pat
     assert (now["state"], now["exit"]) == ("failed", 81)
     assert "no container runtime" in (control.folder / "logFile.txt").read_text()
     assert "ExitCode: 81" in (control.folder / "pipeline_summary").read_text()
+
+
+def test_a_job_whose_messages_are_not_sent_is_not_forgotten(control: Control, tmp_path: Path) -> None:
+    site = tmp_path / "sites/here.yaml"
+    site.write_text(site.read_text().replace("/spool", "/spool/absent"))
+    control.submit()
+    deadline = time.monotonic() + LIMIT_S
+    while (now := control.status())["state"] != "done":
+        assert time.monotonic() < deadline, now
+    assert ["is not sent" in problem for problem in now["problems"]] == [True, True]
+    assert not (control.folder / ".fermigrid/101/result.json").exists()
+    assert control.run("status", cwd=control.root)[0].startswith("101 done ")  # still among those under way
+    assert "Pipeline.nEvents: 12" in (control.folder / "pipeline_summary").read_text()
 
 
 def test_clusters_that_nobody_knows_do_not_hide_the_others(control: Control) -> None:

@@ -37,11 +37,12 @@ def test_there_are_enough_rows_in_each_mode(matrix: str) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("0", "it leaves the queue, done"),
-        ("7", "it leaves the queue with its verdict"),
-        ("80", "it leaves the queue with its verdict"),
-        ("82", "starts it again, elsewhere, after the back-off"),
-        ("84", "starts it again, elsewhere"),
+        ("0", "leaves the queue, done"),
+        ("7", "leaves the queue with its verdict"),
+        ("80", "leaves the queue with its verdict"),
+        ("82", "starts again elsewhere, after the back-off"),
+        ("84", "starts again elsewhere"),
+        ("143", "leaves the queue with its verdict; starts again if HTCondor itself ended it"),
     ],
 )
 def test_what_htcondor_does_next(code: str, words: str) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from fermigrid.backends import Handle, RenderedBatch
-from fermigrid.backends import htcondor as backend
 from fermigrid.report import INFRASTRUCTURE
 from fermigrid.states import Seen
 from tests.pool.batches import last, states, submitted, wait_for, wait_until_seen, write_batch
@@ -121,14 +120,26 @@ class Sent:
 def write_case(folder: Path, case: Case, pool: Pool) -> RenderedBatch:
     """The case as a batch on disk, with the worker, as a plan would have it."""
     light = pool.facts["images"]["light-1"]
-    facts = {"light": light["cvmfs"], "url": light["sif_url"], "sha": light["sha256"], "broken": pool.facts["broken_image"]}
+    facts = {
+        "light": light["cvmfs"],
+        "url": light["sif_url"],
+        "sha": light["sha256"],
+        "broken": pool.facts["broken_image"],
+    }
     batch = write_batch(
         folder, requirements=f'GLIDEIN_Site == "SITE{case.site}"', retries=RETRIES,
         singularity_image=case.asks.format(**facts) if case.asks else None, transfer_outputs=case.kind == "transfer",
     )  # fmt: skip
     image = [*MARKER, *([("image.path", case.image.format(**facts))] if case.image else [])]
     settings = [*image, ("backoff", "1"), *((name, value.format(**facts)) for name, value in case.settings)]
-    job = Job(folder / f"job-{batch.batch_id}", settings=settings, row=case.row, args=case.args, head=HEADS[case.mode], kind=case.kind)
+    job = Job(
+        folder / f"job-{batch.batch_id}",
+        settings=settings,
+        row=case.row,
+        args=case.args,
+        head=HEADS[case.mode],
+        kind=case.kind,
+    )
     shard = job.write()[3]
     shutil.rmtree(batch.plan_dir / "shards")
     (batch.plan_dir / "shards").mkdir()

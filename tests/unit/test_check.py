@@ -18,6 +18,7 @@ backend: htcondor
 container: {launch: worker}
 output: {kind: transfer}
 """
+REGISTRY = f"  web: {{flavour: light, registry: 'docker://r/web@sha256:{'a' * 64}'}}\n"
 
 
 def step(lines: str) -> str:
@@ -250,17 +251,21 @@ def test_all_that_is_wrong_comes_in_the_order_of_the_file(tmp_path: Path) -> Non
     assert [int(line.split(":")[1]) for line in complaints(tmp_path, text)] == [2, 6, 7, 8]
 
 
-def test_names_of_outputs_on_servers(tmp_path: Path) -> None:
-    remote = SITE.replace("{kind: transfer}", "{kind: xrootd, root: 'root://h:1094//x'}")
-    assert with_site(tmp_path, outputs("sub/{run}.fit"), site=remote) == []
-    said = with_site(tmp_path, outputs("{run} a.fit"), site=remote)
-    assert len(said) == 1 and "there may be letters, digits" in said[0], said
+@pytest.mark.parametrize(("output", "count"), [("sub/{run}.fit", 0), ("{run} a.fit", 1), ("{run}%.fit", 1)])
+def test_names_of_outputs_on_servers(tmp_path: Path, output: str, count: int) -> None:
+    site = SITE.replace("{kind: transfer}", "{kind: xrootd, root: 'root://h:1094//x'}").replace(
+        "worker}", "worker, registry: true}"
+    )
+    said = with_site(tmp_path, outputs(output).replace("light", "web"), site=site, images=REGISTRY)
+    assert len(said) == count and all("there may be letters, digits" in each for each in said), said
 
 
-def test_outputs_of_a_wrapper_in_the_container_need_a_bind(tmp_path: Path) -> None:
-    inside = SITE.replace("{launch: worker}", "{launch: worker, order: wrapper-inside}")
-    inside = inside.replace("{kind: transfer}", "{kind: posix, root: /data/out}")
-    said = with_site(tmp_path, SMALL, site=inside)
-    assert len(said) == 1 and "no bind with mode rw has it" in said[0], said
-    assert with_site(tmp_path, SMALL, site=inside + "binds: [{from: /data, mode: rw, required: true}]\n") == []
-    assert len(with_site(tmp_path, SMALL, site=inside + "binds: [{from: /dat, mode: rw, required: true}]\n")) == 1
+@pytest.mark.parametrize(
+    ("binds", "count"),
+    [("[]", 1), ("[{from: /data, mode: rw}]", 0), ("[{from: /dat, mode: rw}]", 1), ("[{from: /data}]", 1)],
+)
+def test_outputs_of_a_wrapper_in_the_container_need_a_bind(tmp_path: Path, binds: str, count: int) -> None:
+    site = SITE.replace("{launch: worker}", "{launch: worker, order: wrapper-inside, registry: true}")
+    site = site.replace("{kind: transfer}", "{kind: posix, root: /data/out}") + f"binds: {binds}\n"
+    said = with_site(tmp_path, SMALL.replace("light", "web"), site=site, images=REGISTRY)
+    assert len(said) == count and all("no bind with mode rw has it" in each for each in said), said

@@ -260,6 +260,15 @@ def test_a_campaign_from_submission_to_its_end(here: Path, capsys: pytest.Captur
     assert json.loads(call(capsys, "logs", "small", "go.0000", "--report")[1])["job"] == "go.0000"
 
 
+def test_why_says_where_core_files_are(here: Path, capsys: pytest.CaptureFixture[str], system: Memory) -> None:
+    submitted(here, capsys)
+    stand_in.end_job(system.landed[0], 1, 139, cores=[{"file": "go.0001.core.0.x", "bytes": 7}])
+    call(capsys, "watch", "small", "--once")
+    out = call(capsys, "why", "small", "go.0001")[1]
+    (folder,) = (here / "fermigrid-runs/small").rglob("work/s0000-*")
+    assert f"core files kept: {folder}/out: go.0001.core.0.x" in out
+
+
 def test_json_wherever_a_table_is_printed(here: Path, capsys: pytest.CaptureFixture[str], system: Memory) -> None:
     submitted(here, capsys)
     stand_in.end_job(system.landed[0], 0, 7)

@@ -72,6 +72,8 @@ def test_all_missing_variables_are_named_at_once() -> None:
         ("JOBCONTROL_LOGFILE", "a\nb", "contains a control character"),
         ("PIPELINE_CONTAINER_BIND", "-B 'x", "cannot be taken apart"),
         ("PIPELINE_CONTAINER_BIN", "apptainer --debug", "is no container runtime"),
+        ("PIPELINE_CONTAINER_BIN", "bin/apptainer", "is no container runtime"),
+        ("PIPELINE_CONTAINER_BIN", "/usr/bin/docker", "is no runtime that the worker can use"),
         ("PIPELINE_OTHER", "\udce9", "is not UTF-8"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_site_is_named_like_its_file(tmp_path: Path) -> None:
         ("{launch: worker}", "{launch: worker, limits: {path: 30}}", "has no unit"),
         ("{launch: worker}", "{launch: worker, node_cache: {path: /c, limit: 5}}", "container.node_cache.limit"),
         ("{launch: worker}", "{launch: worker, runtimes: [docker]}", "container.runtimes[0]: 'docker': is no runtime"),
-        ("{launch: worker}", "{launch: worker, runtimes: [bin/apptainer]}", "is no runtime"),
+        ("{launch: worker}", "{launch: worker, runtimes: [apptainer, /usr/bin/crun]}", "container.runtimes[1]"),
         (
             "{launch: worker}",
             "{launch: worker, options: [--userns x]}",

@@ -24,12 +24,13 @@ BACKS_OFF = frozenset({81, 82, 91})  # worker.sh waits before it ends with one o
 WHO = {
     "worker": "the worker",
     "site": "the site",
-    "inside": "the worker, then runs in it",
-    "host": "nobody yet, or nobody",
-    "any": "any",
+    "inside": "the worker (order wrapper-inside)",
+    "host": "nobody, or nobody yet",
+    "any": "whoever",
 }
 HEAD = "| fault | who starts the container | what the worker does | exit code | what HTCondor does next | test |"
 KILLED = "killed"  # the code of a worker that was killed: it has none
+UNLESS = "; starts again if HTCondor itself ended it"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Row:
 def next_step(code: str) -> str:
     """What HTCondor does with a job whose worker ended so; the codes of one row (`82 or 83`) must agree."""
     if code == KILLED:
-        return "the job leaves the queue without a report; when HTCondor itself killed it, it starts again"
+        return f"leaves the queue without a report{UNLESS}"
     steps = {_next_step(int(number)) for number in re.findall(r"\d+", code)}
     if len(steps) != 1:
         raise ValueError(f"the codes '{code}' do not lead to the same next step: {sorted(steps)}")
@@ -62,12 +63,10 @@ def next_step(code: str) -> str:
 
 def _next_step(code: int) -> str:
     if code in INFRASTRUCTURE:
-        return "starts it again, elsewhere" + (", after the back-off" if code in BACKS_OFF else "")
+        return "starts again elsewhere" + (", after the back-off" if code in BACKS_OFF else "")
     if code == 0:
-        return "it leaves the queue, done"
-    if code > 128:
-        return "it leaves the queue with its verdict; when HTCondor itself ended it, it starts again"
-    return "it leaves the queue with its verdict"
+        return "leaves the queue, done"
+    return f"leaves the queue with its verdict{UNLESS if code > 128 else ''}"
 
 
 class Collector:
@@ -90,6 +89,8 @@ class Collector:
         if set(what) != {"fault", "mode", "does", "code"} or what["mode"] not in WHO:
             raise pytest.UsageError(f"{item.nodeid}: the marker fault has {what}")
         words = {name: str(value).replace("|", "\\|") for name, value in what.items()}
+        if words["code"] == "-9":
+            words["code"] = KILLED
         name = getattr(item, "originalname", item.name)
         return Row(**words, test=name, file=str(item.path.relative_to(ROOT)))
 
@@ -103,7 +104,7 @@ def collect() -> list[Row]:
     if status != pytest.ExitCode.OK:
         raise RuntimeError("\n".join(collector.problems) or f"pytest ended with {status!r}")
     unique = {(row.fault, row.mode, row.does, row.code): row for row in reversed(collector.rows)}
-    return sorted(reversed(unique.values()), key=_order)
+    return sorted(unique.values(), key=_order)
 
 
 def _order(row: Row) -> tuple[int, str, str, str]:

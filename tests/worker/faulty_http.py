@@ -39,7 +39,7 @@ class Faulty:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Ways: good 404 403 503 (twice, with Retry-After) later (once, Retry-After as a date, 2 s away by a clock that is a day
+    """Ways: good 404 403 503 (twice, with Retry-After) later (once, Retry-After as a date, 4 s away by a clock that is a day
     behind) never (Retry-After in an hour) busy (see Faulty) html wrong drop (twice, halfway) norange (drop, and Range is ignored)
     change (drop, then other ETag) stall (halfway, for ever) stallonce shaky (drop, then 503, then good) slow (hold_s) redirect."""
 
@@ -60,7 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if way in ("404", "403") or (way == "503" and count <= 2):
             self.answer(int(way), b"<html>no</html>", {"Retry-After": "1"} if way == "503" else {})
         elif way == "later" and count == 1:
-            self.answer(429, b"later", {"Retry-After": formatdate(time.time() - 86400 + 2, usegmt=True)})
+            self.answer(429, b"later", {"Retry-After": formatdate(time.time() - 86400 + 4, usegmt=True)})
         elif way == "never" or (way == "busy" and not taken) or (way == "shaky" and count == 2):
             self.answer(503, b"busy", {"Retry-After": "3600" if way == "never" else "1"})
         elif way == "redirect":

@@ -229,6 +229,9 @@ def test_a_program_that_the_image_lacks(node: Node, head: dict[str, str]) -> Non
     assert (done.code, done.report.payload_exit) == (127, 127)
 
 
+@pytest.mark.fault(
+    fault="order wrapper-inside, and the image has no bash", mode="inside", does="says what the image lacks", code=82
+)
 def test_an_image_of_busybox_is_enough_outside(node: Node) -> None:
     tiny = [("image.marker", "tiny-1"), ("image.path", node.pool.facts["images"]["tiny-1"]["cvmfs"])]
     assert node.run(node.job(settings=tiny, **sh("exit 3"))).code == 3
@@ -239,6 +242,12 @@ def test_an_image_of_busybox_is_enough_outside(node: Node) -> None:
 # --- where am I
 
 
+@pytest.mark.fault(
+    fault="the site started another image, and there is no runtime in it",
+    mode="site",
+    does="does not run the payload in the wrong image",
+    code=82,
+)
 def test_another_image_without_a_runtime(node: Node) -> None:
     job = node.job(head={"launch": "site"}, **sh("echo ran"))
     done = node.run(job, around=site_container(node, job, node.pool.facts["site_default"]["cvmfs"]))
@@ -246,6 +255,12 @@ def test_another_image_without_a_runtime(node: Node) -> None:
     assert "another image" in done.message and done.data["started_payload"] is False
 
 
+@pytest.mark.fault(
+    fault="the site started another image, with a runtime in it",
+    mode="site",
+    does="starts the right image in it",
+    code=0,
+)
 def test_another_image_with_a_runtime_that_works(node: Node) -> None:
     """The site's container is the node's own system with another marker: everything of a runtime is in it."""
     job = node.job(
@@ -269,7 +284,26 @@ NO_NAMESPACES += [
 ]
 
 
-@pytest.mark.parametrize("rehearsal", ["yes", "no"])
+@pytest.mark.parametrize(
+    "rehearsal",
+    [
+        pytest.param(
+            "yes",
+            marks=pytest.mark.fault(
+                fault="no user namespaces, in a rehearsal", mode="host", does="runs bare, says so", code=0
+            ),
+        ),
+        pytest.param(
+            "no",
+            marks=pytest.mark.fault(
+                fault="no user namespaces and no setuid runtime",
+                mode="worker",
+                does="says what the runtime said",
+                code=81,
+            ),
+        ),
+    ],
+)
 def test_a_runtime_that_does_not_work(node: Node, rehearsal: str) -> None:
     """No user namespaces: what old kernels have by default."""
     job = node.job(head=OUTSIDE | {"rehearsal": rehearsal, "runtime": "apptainer"}, **sh("echo ran"))
@@ -284,6 +318,12 @@ def test_a_runtime_that_does_not_work(node: Node, rehearsal: str) -> None:
 # --- images that are not what they should be
 
 
+@pytest.mark.fault(
+    fault="the file behind the URL is another image (its marker differs)",
+    mode="worker",
+    does="finds it out from inside",
+    code=83,
+)
 @ORDERS
 def test_the_wrong_image_is_noticed(node: Node, head: dict[str, str]) -> None:
     done = node.run(node.job(head=head, settings=node.http("tiny-1", marker="light-1"), **sh("echo ran")))
@@ -301,6 +341,9 @@ def test_an_image_that_cannot_start(node: Node) -> None:
         assert b"ran" not in done.out and done.data["started_payload"] is False
 
 
+@pytest.mark.fault(
+    fault="the image on CVMFS is absent, or is no image", mode="worker", does="takes the next source", code=0
+)
 def test_a_path_that_is_broken_is_replaced_by_the_next_rung(node: Node) -> None:
     facts = node.pool.facts
     for path in (facts["broken_image"], facts["absent_image"]):
@@ -319,6 +362,12 @@ def cache(node: Node) -> tuple[Pairs, Path]:
     ], base / f"u{FERMI}" / f"{node.light['sha256']}.sif"
 
 
+@pytest.mark.fault(
+    fault="the cached image is damaged on disk, and only its start shows it",
+    mode="worker",
+    does="removes it, fetches it again",
+    code=0,
+)
 def test_a_damaged_cached_image_is_healed(node: Node) -> None:
     """Damaged so that its stamp still fits: only the start of the container shows it."""
     settings, image = cache(node)

@@ -188,11 +188,14 @@ def test_every_part_is_in_the_worker() -> None:
 
 NEEDS = {
     "cache": ("node_cache", "/cache"),
+    "unpack": ("image.format", "directory"),
+    "registry": ("image.registry", "docker://x"),
     "inside": ("order", "wrapper-inside"),
     "messages": ("message.to", "pipeline@example.org"),
     "oci": ("runtime", "podman"),
     "preamble": ("preamble", "module load apptainer"),
     "secrets": ("secret", "oracle"),
+    "stage_posix": ("output.kind", "posix"),
     "stage_remote": ("output.kind", "xrootd"),
 }
 

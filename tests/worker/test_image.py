@@ -34,6 +34,11 @@ _finish 0 ""
 """
 
 
+def fault(what: str, does: str, code: object = 0) -> pytest.MarkDecorator:
+    """A row of the fault matrix, where the worker starts the container."""
+    return pytest.mark.fault(fault=what, mode="worker", does=does, code=code)
+
+
 def start(
     job: Job, env: dict[str, str] | None = None, prefix: Sequence[str] = (), script: str = CLIMB
 ) -> subprocess.Popen[bytes]:
@@ -99,6 +104,7 @@ def test_path_first(make_job: MakeJob, tmp_path: Path, faulty: Faulty) -> None:
     assert faulty.requests == []
 
 
+@fault("the image's path is absent, or holds something else", "takes the next rung", 0)
 def test_a_path_that_is_absent_or_damaged_is_passed_over(make_job: MakeJob, tmp_path: Path, faulty: Faulty) -> None:
     (tmp_path / "html.sif").write_text("<!DOCTYPE html>")
     for name, word in (("absent.sif", "absent"), ("html.sif", "damaged: no SIF file")):
@@ -117,12 +123,14 @@ def test_a_path_that_hangs(make_job: MakeJob, tmp_path: Path, faulty: Faulty) ->
     assert results(done) == ["path: timeout", "http: ok"] and served(job) == faulty.content
 
 
+@fault("no source has the image", "says which were tried", 82)
 def test_nothing_anywhere(make_job: MakeJob, tmp_path: Path, faulty: Faulty) -> None:
     done = climb(make_job(settings=[("image.path", str(tmp_path / "no")), *http(faulty, "404", "403")]))
     assert done.code == 82 and results(done) == ["path: absent", "http: 404", "http: 403"]
     assert climb(make_job()).code == 82
 
 
+@fault("every source of the image is damaged", "uses none", 83)
 def test_every_source_damaged(make_job: MakeJob, tmp_path: Path, faulty: Faulty) -> None:
     (tmp_path / "cut.sif").write_bytes(sif()[:2000])
     settings = [("image.path", str(tmp_path / "cut.sif")), *http(faulty, "wrong", "html")]
@@ -134,6 +142,7 @@ def test_one_damaged_and_one_not_reached_is_no_image(make_job: MakeJob, faulty: 
     assert climb(make_job(settings=http(faulty, "wrong", "404"))).code == 82
 
 
+@fault("the image at the path is another one (its marker)", "does not use it", 83)
 def test_a_marker_that_moved(make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "i/bin").mkdir(parents=True)
     (tmp_path / "i/etc").mkdir()
@@ -143,6 +152,7 @@ def test_a_marker_that_moved(make_job: MakeJob, tmp_path: Path) -> None:
     assert done.code == 83 and "light-2" in done.message
 
 
+@fault("the image's first path is absent", "takes the second one, the same image in the other format", 0)
 def test_the_next_path_where_two_exist(make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "i.sif").write_bytes(sif())
     folder_image(tmp_path / "i")
@@ -176,11 +186,19 @@ def test_the_ladder_goes_on_from_where_it_stopped(make_job: MakeJob, tmp_path: P
     [
         ("good", [200]),
         ("redirect", [302, 200]),
-        ("503", [503, 503, 200]),
-        ("drop", [200, 206, 206]),
-        ("norange", [200, 200, 200]),
-        ("change", [200, 200, 200]),
-        ("shaky", [200, 503, 206]),
+        pytest.param(
+            "503", [503, 503, 200], marks=fault("the mirror is overloaded for a while (503)", "tries again when told")
+        ),
+        pytest.param("drop", [200, 206, 206], marks=fault("the download breaks off", "resumes it")),
+        pytest.param(
+            "norange", [200, 200, 200], marks=fault("the download breaks off, the server cannot resume", "starts again")
+        ),
+        pytest.param(
+            "change",
+            [200, 200, 200],
+            marks=fault("the file changes while it is downloaded", "starts again, never joins two"),
+        ),
+        pytest.param("shaky", [200, 503, 206], marks=fault("the download breaks off, then 503", "still resumes it")),
         ("later", [429, 200]),
     ],
 )
@@ -198,19 +216,28 @@ def test_a_resumed_download_asks_for_the_same_file(make_job: MakeJob, faulty: Fa
     assert ranges == [(None, None), ("bytes=150000-", '"v1"'), ("bytes=225000-", '"v1"')]
 
 
-def test_the_second_mirror(make_job: MakeJob, faulty: Faulty) -> None:
-    for bad in ("404", "wrong", "html"):
-        job = make_job(settings=http(faulty, bad, "good"))
-        done = climb(job)
-        assert served(job) == faulty.content and results(done)[-1] == "http: ok" and len(results(done)) == 2, bad
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param("404", marks=fault("the first mirror does not have the image", "takes the next mirror")),
+        pytest.param("wrong", marks=fault("one byte of a download is wrong", "does not use it, takes the next mirror")),
+        pytest.param("html", marks=fault("an error page comes as the image", "does not use it, takes the next mirror")),
+    ],
+)
+def test_the_second_mirror(make_job: MakeJob, faulty: Faulty, bad: str) -> None:
+    job = make_job(settings=http(faulty, bad, "good"))
+    done = climb(job)
+    assert served(job) == faulty.content and results(done)[-1] == "http: ok" and len(results(done)) == 2
 
 
+@fault("the first mirror does not answer", "takes the next mirror", 0)
 def test_a_server_that_is_not_there(make_job: MakeJob, faulty: Faulty) -> None:
     settings = [("image.url", "http://127.0.0.1:9/i.sif"), *http(faulty, "good")]
     done = climb(make_job(settings=settings))
     assert done.code == 0 and results(done) == ["http: not reached (7)", "http: ok"]
 
 
+@fault("the download stalls, again and again", "gives up after limit.http", 82)
 def test_a_download_that_stalls(make_job: MakeJob, faulty: Faulty) -> None:
     job = make_job(settings=[("limit.http", "4"), *http(faulty, "stall")[:-1]])
     began = time.monotonic()
@@ -245,6 +272,7 @@ def hidden(tmp_path: Path) -> Callable[..., list[str]]:
     return hide
 
 
+@fault("no curl on the node", "downloads with wget, without resuming", 0)
 def test_with_wget_alone(make_job: MakeJob, faulty: Faulty, hidden: Callable[..., list[str]]) -> None:
     job = make_job(settings=http(faulty, "404", "drop", "good"))
     done = climb(job, prefix=hidden("curl"))
@@ -323,6 +351,7 @@ def test_a_killed_downloader_is_resumed(make_job: MakeJob, faulty: Faulty, tmp_p
     assert served(job) == faulty.content and faulty.requests[0][1:] == ("bytes=100000-", '"v1"', 206)
 
 
+@fault("the part of an earlier download is garbage", "downloads from the start", 0)
 def test_a_part_that_is_garbage_is_replaced(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
     folder_of(tmp_path / "c").mkdir(parents=True, mode=0o700)
     part = folder_of(tmp_path / "c") / f"{sha256(faulty.content)}.sif.{os.geteuid()}.part"
@@ -334,7 +363,20 @@ def test_a_part_that_is_garbage_is_replaced(make_job: MakeJob, faulty: Faulty, t
     assert served(job) == faulty.content and results(done)[-1] == "http: ok"
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "no stamp"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(
+            "changed", marks=fault("a cached image has changed", "takes its digest again, removes it, fetches it anew")
+        ),
+        pytest.param(
+            "cut", marks=fault("a cached image is truncated", "takes its digest again, removes it, fetches it anew")
+        ),
+        pytest.param(
+            "no stamp", marks=fault("kill -9 before a cached image had its stamp", "takes its digest again, uses it")
+        ),
+    ],
+)
 def test_a_cached_image_that_does_not_fit_its_stamp(
     make_job: MakeJob, faulty: Faulty, tmp_path: Path, damage: str
 ) -> None:
@@ -370,6 +412,7 @@ def test_the_least_recently_used_makes_room(make_job: MakeJob, faulty: Faulty, t
     }
 
 
+@fault("no room in the node's cache: all images are in use", "removes none; the image is fetched for this job alone", 0)
 def test_an_image_in_use_is_never_evicted(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
     first = faulty.content
     climb(make_job(settings=cached(faulty, tmp_path / "c", "good", limit=400_000)))
@@ -400,6 +443,7 @@ def test_a_cache_that_cannot_be_used(make_job: MakeJob, faulty: Faulty, tmp_path
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@fault("scratch is full while the image is fetched", "says so", 89)
 def test_a_full_disk(make_job: MakeJob, faulty: Faulty, small_disk: list[str]) -> None:
     faulty.content = os.urandom(4_000_000)
     done = climb(make_job(settings=http(faulty, "good")), prefix=small_disk)

@@ -28,6 +28,7 @@ from tests.worker.test_image import (
     cached,
     climb,
     entries,
+    fault,
     folder_image,
     folder_of,
     hidden,
@@ -41,10 +42,6 @@ from tests.worker.test_image import (
 from tests.worker.worker_job import Done, Job, Pairs, finish, sha256
 
 __all__ = ["hidden", "prefix"]
-
-
-def fault(what: str, does: str, code: object = 0) -> pytest.MarkDecorator:
-    return pytest.mark.fault(fault=what, mode="worker", does=does, code=code)
 
 
 def all_at_once(jobs: list[Job], prefix: list[str] | None = None, env: dict[str, str] | None = None) -> list[Done]:
@@ -91,11 +88,11 @@ def test_forty_jobs_make_one_download(make_job: MakeJob, faulty: Faulty, tmp_pat
 
 def test_they_are_woken_at_once(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
     """Not one after the other: with a second of waiting each, twenty would take long."""
-    faulty.hold_s = 2
+    faulty.hold_s = 6
     jobs = [make_job(settings=cached(faulty, tmp_path / "c", "slow")) for _ in range(20)]
     began = time.monotonic()
     ends = all_at_once(jobs, env={"FERMIGRID_STALL": "30"})
-    assert time.monotonic() - began < 8 and len(faulty.requests) == 1
+    assert time.monotonic() - began < 10 and len(faulty.requests) == 1
     assert [done.code for done in ends] == [0] * 20
 
 
@@ -201,7 +198,10 @@ def test_a_storm(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
     """Two hundred at once with 20 MB: one GET; processes bounded: a worker that waits has two."""
     faulty.content = os.urandom(20_000_000)
     faulty.hold_s = 8
-    jobs = [make_job(settings=[*cached(faulty, tmp_path / "c", "slow", limit=10**9), ("limit.http", "60")]) for _ in range(200)]
+    jobs = [
+        make_job(settings=[*cached(faulty, tmp_path / "c", "slow", limit=10**9), ("limit.http", "60")])
+        for _ in range(200)
+    ]
     before = len(list(Path("/proc").glob("[0-9]*")))
     processes = [start(job, {"FERMIGRID_STALL": "30"}) for job in jobs]
     most = 0
@@ -211,7 +211,9 @@ def test_a_storm(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
         most = max(most, len(list(Path("/proc").glob("[0-9]*"))) - before)
         time.sleep(0.2)
     ends = [finish(process, 120) for process in processes]
-    assert len(faulty.requests) == 1, "".join({line for done in ends for line in done.err.splitlines(True) if "absent" not in line})
+    assert len(faulty.requests) == 1, "".join(
+        {line for done in ends for line in done.err.splitlines(True) if "absent" not in line}
+    )
     assert [done.code for done in ends] == [0] * 200
     assert sorted(done.report.rung for done in ends) == ["cache"] * 199 + ["http"]
     assert most < 200 * 3 + 100
@@ -244,12 +246,13 @@ def test_kills_at_any_moment(make_job: MakeJob, faulty: Faulty, tmp_path: Path, 
     "comes back when the origin said, until limit.http",
 )
 def test_the_cap_of_a_campaign(make_job: MakeJob, faulty: Faulty) -> None:
-    """Twelve nodes, three pulls at a time, and each node comes back no sooner than it was told."""
-    jobs = [make_job(settings=[*http(faulty, "busy")[:-1], ("limit.http", "60")]) for _ in range(12)]
-    ends = all_at_once(jobs)
+    """Twelve nodes, two pulls at a time, and each node comes back no sooner than it was told, as often as it needs."""
+    faulty.capacity, faulty.hold_s = 2, 1.5
+    jobs = [make_job(settings=[*http(faulty, "busy")[:-1], ("limit.http", "90")]) for _ in range(12)]
+    ends = all_at_once(jobs, env={"FERMIGRID_STALL": "30"})
     assert [done.code for done in ends] == [0] * 12 and all(served(job) == faulty.content for job in jobs)
     assert faulty.busiest <= faulty.capacity and faulty.statuses().count(200) == 12
-    assert 5 <= faulty.statuses().count(503) < 100
+    assert max(done.err.count("503; again") for done in ends) >= 4
     for done in ends:
         assert done.data["image"]["seconds"] >= done.err.count("503; again") * 1.0
 
@@ -258,7 +261,7 @@ def test_the_cap_of_a_campaign(make_job: MakeJob, faulty: Faulty) -> None:
 def test_retry_after_as_a_date(make_job: MakeJob, faulty: Faulty) -> None:
     done = climb(make_job(settings=http(faulty, "later")))
     assert done.code == 0 and faulty.statuses() == [429, 200]
-    assert 0.9 < faulty.times[1] - faulty.times[0] < 5
+    assert 2.5 < faulty.times[1] - faulty.times[0] < 10
 
 
 @fault("Retry-After lies beyond the time limit", "takes the next mirror at once")
@@ -269,10 +272,9 @@ def test_retry_after_too_late(make_job: MakeJob, faulty: Faulty) -> None:
 
 
 def test_jitter_is_for_those_that_download(make_job: MakeJob, faulty: Faulty, tmp_path: Path) -> None:
-    jobs = [make_job(settings=[*http(faulty, "good"), ("jitter", "3")]) for _ in range(8)]
-    assert [done.code for done in all_at_once(jobs)] == [0] * 8
-    assert 0.3 < max(faulty.times) - min(faulty.times) < 6
-    faulty.times.clear()
+    jobs = [make_job(settings=[*http(faulty, "good"), ("jitter", "3")]) for _ in range(12)]
+    waits = [done.data["image"]["seconds"] for done in all_at_once(jobs)]
+    assert 1 < max(waits) < 10 and max(waits) - min(waits) > 0.3
     settings = [*cached(faulty, tmp_path / "c", "good")]
     climb(make_job(settings=settings))
     done = climb(make_job(settings=[*settings, ("jitter", "1000")]))
@@ -328,7 +330,7 @@ def test_the_caches_disk_is_full(
     make_job: MakeJob, faulty: Faulty, tmp_path: Path, hidden: Callable[..., list[str]]
 ) -> None:
     for number, hiding in enumerate(([], hidden("curl"))):
-        job = make_job(settings=cached(faulty, tmp_path / f"c{number}", "good"))
+        job = make_job(settings=cached(faulty, tmp_path / f"c{number}", "good", "404"))
         done = climb(job, prefix=[*hiding, *on_mount(tmp_path / f"c{number}", "size=200k")])
         assert served(job) == faulty.content and results(done) == [
             "cache: absent",
@@ -424,7 +426,7 @@ def test_an_image_that_another_user_has_changed(faulty: Faulty, common: Path) ->
     assert image.read_bytes() == faulty.content
 
 
-@pytest.mark.parametrize("what", ["fifo", "link", "part"])
+@pytest.mark.parametrize("what", ["fifo", "link", "part", "stamp"])
 def test_what_another_user_has_put_in_the_way(faulty: Faulty, common: Path, what: str) -> None:
     folder = common / "c/shared"
     folder.mkdir(parents=True)
@@ -437,12 +439,18 @@ def test_what_another_user_has_put_in_the_way(faulty: Faulty, common: Path, what
     elif what == "link":
         (common / "evil").write_bytes(faulty.content)
         image.symlink_to(common / "evil")
+    elif what == "stamp":  # as if this user had taken the digest of another image
+        image.write_bytes(b"evil")
+        os.chown(image, USERS[0], USERS[0])
+        state = subprocess.run(["stat", "-c", "%s %i %z", image], check=True, capture_output=True).stdout
+        image.with_name(f"{image.name}.{USERS[1]}.stamp").write_bytes(state)
     else:
         part = image.with_name(f"{image.name}.{USERS[1]}.part")
         part.write_bytes(b"")
         part.chmod(0o666)
     for path in folder.iterdir():
-        os.chown(path, USERS[0], USERS[0], follow_symlinks=False)
+        if path.lstat().st_uid != USERS[0]:
+            os.chown(path, USERS[0], USERS[0], follow_symlinks=False)
     job = Job(common / "j", settings=shared(faulty, common, "good"))
     done = climb_as(USERS[1], job)
     assert done.code == 0 and served(job) == faulty.content
@@ -464,13 +472,15 @@ def test_only_ones_own_images_make_room(faulty: Faulty, common: Path) -> None:
 
 
 @fault("the node's cache belongs to another user, or is a link", "goes without it")
-def test_a_private_cache_of_another(faulty: Faulty, common: Path) -> None:
-    (common / f"c/u{USERS[0]}").mkdir(parents=True)
-    (common / f"c/u{USERS[0]}").chmod(0o777)
-    job = Job(common / "j", settings=cached(faulty, common / "c", "good"))
-    done = climb_as(USERS[0], job)
+@pytest.mark.parametrize("user", [0, USERS[1]])
+def test_a_private_cache_of_another(faulty: Faulty, common: Path, user: int) -> None:
+    theirs = common / f"c/u{user}"
+    theirs.mkdir(parents=True)
+    theirs.chmod(0o777)
+    os.chown(theirs, USERS[0], USERS[0])
+    done = climb_as(user, Job(common / "j", settings=cached(faulty, common / "c", "good")))
     assert done.report.rung == "http" and "not a folder of this user" in done.err
-    assert list((common / f"c/u{USERS[0]}").iterdir()) == []
+    assert list(theirs.iterdir()) == [] and theirs.stat().st_mode & 0o777 == 0o777
 
 
 # --- images that are folders, in tar files

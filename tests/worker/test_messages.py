@@ -182,6 +182,14 @@ def test_user_and_system_seconds(pipeline: Pipeline, spool: Path) -> None:
     assert re.search(rf"^Elapsed: {elapsed:.3f}\nUser: {user:.3f}\nSystem: {done.data['system']:.3f}$", raw, re.M)
 
 
+def test_the_seconds_are_not_those_of_the_stage_in(make_job: MakeJob, tmp_path: Path) -> None:
+    with (tmp_path / "large").open("w") as file:
+        file.truncate(400_000_000)
+    done = make_job(row=[("in", "x"), ("in.from", str(tmp_path / "large"))]).run()
+    assert done.data["phases"]["stage_in"] > 0.4
+    assert done.data["user"] + done.data["system"] < 0.2
+
+
 def test_a_job_without_messages_has_seconds_and_no_programs(make_job: MakeJob) -> None:
     done = make_job(args=["/bin/sh", "-c", "type pipelineSet; echo $PIPELINE_SUMMARY"]).run()
     assert b"/pipelineSet" not in done.out and b".fermigrid/summary" not in done.out
@@ -504,7 +512,8 @@ def test_a_full_spool(pipeline: Pipeline, tmp_path: Path) -> None:
     done = job.run(env=ENV, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"])
     assert results(done) == [("start", "unsent"), ("end", "unsent")]
     assert [masked(message["text"].encode()) for message in done.data["messages"]] == expected(job, done)
-    assert done.err.splitlines()[-1] == "x"
+    assert [line for line in done.err.splitlines() if not line.startswith("fermigrid| ")][-1:] == ["x"]
+    assert "\n.12345678" not in done.err
 
 
 def test_no_route_and_no_folder(pipeline: Pipeline, tmp_path: Path) -> None:

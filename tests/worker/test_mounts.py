@@ -511,10 +511,11 @@ def test_a_payload_that_fails_by_itself(sick: Sick) -> None:
 # --- CVMFS's own words
 
 
-def test_the_health_of_cvmfs_is_in_the_report(empty: Sick) -> None:
+@pytest.mark.parametrize("head", [HEAD, INSIDE], ids=["outside", "inside"])
+def test_the_health_of_cvmfs_is_in_the_report(empty: Sick, head: dict[str, str]) -> None:
     """Once, however many of its folders the job uses; with its proxy, because there were errors."""
     empty.node.mount_bad(REPOSITORY, Path("/build/cvmfs/fermi.test"), NIOERR="3")
-    done = empty.run(bind(f"{REPOSITORY}/images", "/srv/i"), image=f"{REPOSITORY}/images/light-1")
+    done = empty.run(bind(f"{REPOSITORY}/images", "/srv/i"), head=head, image=f"{REPOSITORY}/images/light-1")
     health = {"path": REPOSITORY, "revision": "4711", "nioerr": "3", "proxy": "http://127.0.0.1:3128"}
     assert done.code == 0 and done.data["cvmfs"] == [health]
 

@@ -189,6 +189,9 @@ def test_a_rehearsal_says_so(make_job: MakeJob) -> None:
         assert line.startswith("fermigrid| 20"), line
 
 
+@pytest.mark.fault(
+    fault="no container runtime on the node", mode="worker", does="does not run the payload bare", code=81
+)
 def test_no_runtime_and_no_rehearsal(make_job: MakeJob) -> None:
     job = sh(make_job, "echo ran")
     job.head = dict(job.head) | {"rehearsal": "no"}

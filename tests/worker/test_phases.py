@@ -43,7 +43,7 @@ def processes_of(folder: Path) -> dict[int, str]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes()
-            told = words + (path / "environ").read_bytes() + os.readlink(path / "cwd").encode()
+            told = words + (path / "environ").read_bytes() + str((path / "cwd").readlink()).encode()
             state = (path / "stat").read_text().rpartition(") ")[2][0]
         except OSError:
             continue  # it has ended meanwhile
@@ -76,14 +76,23 @@ class Place:
     @property
     def common(self) -> Pairs:
         """What every job here has: a secret, and messages into a spool folder."""
-        messages = {"to": "x@example.org", "from": "y@example.org", "instance": INSTANCE, "via": f"spool:{self.folder / 'spool'}"}
+        messages = {
+            "to": "x@example.org",
+            "from": "y@example.org",
+            "instance": INSTANCE,
+            "via": f"spool:{self.folder / 'spool'}",
+        }
         secret = [("secret", "oracle"), ("secret.from", str(self.folder / "wallet")), ("secret.point", "KEYS=.")]
         return [*secret, *((f"message.{name}", value) for name, value in messages.items())]
 
     @property
     def image(self) -> Pairs:
         """An image behind a URL, and a cache of the node for it."""
-        return [("image.url", f"{self.faulty.url}/good/i"), ("image.sha256", sha256(self.faulty.content)), ("node_cache", str(self.folder / "cache"))]
+        return [
+            ("image.url", f"{self.faulty.url}/good/i"),
+            ("image.sha256", sha256(self.faulty.content)),
+            ("node_cache", str(self.folder / "cache")),
+        ]
 
     def hang(self, tool: str, pattern: str, first: str = ":") -> None:
         """From now on a program of the node does `first` and then hangs when its arguments match the pattern."""
@@ -102,7 +111,10 @@ class Place:
 
     def secrets(self) -> list[Path]:
         """Files outside the wallet that have the secret in them."""
-        places = [*Path("/dev/shm").glob("fermigrid.*"), *(path for path in self.folder.iterdir() if path.name != "wallet")]
+        places = [
+            *Path("/dev/shm").glob("fermigrid.*"),
+            *(path for path in self.folder.iterdir() if path.name != "wallet"),
+        ]
         files = [Path(folder, name) for place in places for folder, _, names in os.walk(place) for name in names]
         return [path for path in files if path.is_file() and self.canary.encode() in read(path)]
 
@@ -116,7 +128,13 @@ class Place:
         assert self.secrets() == [] and self.canary not in done.err and self.canary.encode() not in done.out
         left = [path.name for path in (self.folder / "root").rglob(".*")]
         assert left == [], "parts of outputs"
-        assert {path.name.split("-")[0] for path in job.scratch.iterdir()} <= {"job.env", "worker.sh", "s0000", "bundle.tar.gz", "out"}
+        assert {path.name.split("-")[0] for path in job.scratch.iterdir()} <= {
+            "job.env",
+            "worker.sh",
+            "s0000",
+            "bundle.tar.gz",
+            "out",
+        }
         wait_until(lambda: processes_of(self.folder) == {}, "its processes end", 2)
         self.release()
         for path in [self.folder / "cache", *(self.folder / "cache").rglob("*")]:
@@ -164,7 +182,9 @@ def image_path(place: Place) -> Job:
     (image / "etc").mkdir(parents=True)
     os.mkfifo(image / "etc/fermigrid-image")
     place.is_reached = lambda: opened(place, image / "etc/fermigrid-image")
-    return place.job(settings=[("image.path", str(image)), ("image.marker", "x")], head=CONTAINER | {"runtime": "/bin/true"})
+    return place.job(
+        settings=[("image.path", str(image)), ("image.marker", "x")], head=CONTAINER | {"runtime": "/bin/true"}
+    )
 
 
 def opened(place: Place, pipe: Path) -> bool:
@@ -205,7 +225,9 @@ def container_start(place: Place) -> Job:
     image = place.folder / "image"
     (image / "bin").mkdir(parents=True)
     (image / "bin/sh").touch()
-    return place.job(settings=[("image.path", str(image))], head=CONTAINER | {"runtime": str(place.folder / "tools/apptainer")})
+    return place.job(
+        settings=[("image.path", str(image))], head=CONTAINER | {"runtime": str(place.folder / "tools/apptainer")}
+    )
 
 
 def payload(place: Place) -> Job:
@@ -277,7 +299,12 @@ def begin(place: Place, phase: str) -> tuple[Job, subprocess.Popen[bytes]]:
 
 @pytest.mark.parametrize(
     ("phase", "name"),
-    cases(ENDS, "the job is told to end (TERM, INT, QUIT, HUP)", lambda name: str(128 + number(name)), "ends and cleans at once, end message, report"),
+    cases(
+        ENDS,
+        "the job is told to end (TERM, INT, QUIT, HUP)",
+        lambda name: str(128 + number(name)),
+        "ends and cleans at once, end message, report",
+    ),
 )
 def test_an_end_in_each_phase(place: Place, phase: str, name: str) -> None:
     job, process = begin(place, phase)
@@ -303,7 +330,12 @@ def test_warnings_end_nothing(place: Place, phase: str) -> None:
 
 @pytest.mark.parametrize(
     ("phase", "name"),
-    cases(("KILL",), "the worker is killed (kill -9)", lambda _: "killed", "its guard removes the secrets; the next job on the node is good"),
+    cases(
+        ("KILL",),
+        "the worker is killed (kill -9)",
+        lambda _: "killed",
+        "its guard removes the secrets; the next job on the node is good",
+    ),
 )
 def test_a_kill_in_each_phase(place: Place, phase: str, name: str) -> None:
     job, process = begin(place, phase)
@@ -317,7 +349,14 @@ def test_a_kill_in_each_phase(place: Place, phase: str, name: str) -> None:
     out, err = process.communicate(timeout=10)
     assert b"@@FERMIGRID" not in out and place.canary.encode() not in out + err
     wait_until(lambda: place.secrets() == [], "what was being copied, too", 1)
-    again = Job(place.folder / "again", settings=job.settings, row=job.row, args=["/bin/sh", "-c", 'cat "$KEYS/key" > /dev/null && echo a > a && echo b > b'], head=Job(Path()).head, kind=job.kind)
+    again = Job(
+        place.folder / "again",
+        settings=job.settings,
+        row=job.row,
+        args=["/bin/sh", "-c", 'cat "$KEYS/key" > /dev/null && echo a > a && echo b > b'],
+        head=Job(Path()).head,
+        kind=job.kind,
+    )
     for other in (place.folder / "root").glob("[!.]*"):
         other.unlink()
     done = finish(place.start(again, tools=False))
@@ -330,7 +369,10 @@ def test_a_kill_in_each_phase(place: Place, phase: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.fault(
-    fault="a signal while the outputs get their names", mode="host", does="gives all of them their names, then ends well", code=0
+    fault="a signal while the outputs get their names",
+    mode="host",
+    does="gives all of them their names, then ends well",
+    code=0,
 )
 def test_a_signal_in_the_middle_of_linking(place: Place, name: str) -> None:
     tool = place.folder / "tools/ln"
@@ -350,7 +392,10 @@ def test_a_signal_in_the_middle_of_linking(place: Place, name: str) -> None:
 
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.fault(
-    fault="a signal while the end message hangs", mode="host", does="leaves the message to the submit side, in the report", code=0
+    fault="a signal while the end message hangs",
+    mode="host",
+    does="leaves the message to the submit side, in the report",
+    code=0,
 )
 def test_a_signal_while_the_end_message_is_sent(place: Place, name: str) -> None:
     place.hang("mailer", "-t*", f"cat > {place.folder}/mail; ! grep -q ExitCode: {place.folder}/mail && exit")
@@ -366,7 +411,9 @@ def test_a_signal_while_the_end_message_is_sent(place: Place, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ENDS)
-@pytest.mark.fault(fault="a signal while the worker backs off", mode="host", does="ends at once, with the report that is out", code=81)
+@pytest.mark.fault(
+    fault="a signal while the worker backs off", mode="host", does="ends at once, with the report that is out", code=81
+)
 def test_a_signal_in_the_back_off(place: Place, name: str) -> None:
     job = place.job(settings=[("backoff", "600")], head=CONTAINER | {"runtime": "/nonexistent/apptainer"})
     process = place.start(job)
@@ -391,7 +438,10 @@ def test_an_end_at_any_moment(tmp_path: Path, faulty: Faulty, kind: str) -> None
     for count in range(1500):
         (tmp_path / str(count)).mkdir()
         place = Place(tmp_path / str(count), faulty)
-        what: dict[str, Any] = {"kind": kind, "settings": [("output.root", str(place.folder / "root"))] if kind == "posix" else []}
+        what: dict[str, Any] = {
+            "kind": kind,
+            "settings": [("output.root", str(place.folder / "root"))] if kind == "posix" else [],
+        }
         job = place.job(args=WRITE, row=OUT, **what)
         process = place.start(job)
         assert process.stderr is not None and b"job " in process.stderr.readline()

@@ -37,10 +37,22 @@ class Place:
 
     def job(self, mode: str, **what: Any) -> Job:
         """A job with a secret, messages, a bind and a place for outputs."""
-        data, root = bind(self.folder / "data", "/data"), bind(self.folder / "root", str(self.folder / "root"), mode="rw")
-        messages = {"to": "x@example.org", "from": "y@example.org", "instance": INSTANCE, "via": f"spool:{self.folder / 'spool'}"}
+        data, root = (
+            bind(self.folder / "data", "/data"),
+            bind(self.folder / "root", str(self.folder / "root"), mode="rw"),
+        )
+        messages = {
+            "to": "x@example.org",
+            "from": "y@example.org",
+            "instance": INSTANCE,
+            "via": f"spool:{self.folder / 'spool'}",
+        }
         secret = [("secret", "oracle"), ("secret.from", str(self.folder / "wallet")), ("secret.point", "KEYS=.")]
-        common = [*secret, *((f"message.{name}", value) for name, value in messages.items()), ("env", f"PLACE={self.folder}")]
+        common = [
+            *secret,
+            *((f"message.{name}", value) for name, value in messages.items()),
+            ("env", f"PLACE={self.folder}"),
+        ]
         settings = [*self.node.path, *data, *root, *common, ("grace", "2"), ("output.root", str(self.folder / "root"))]
         return self.node.job(head=HEADS[mode], settings=settings, kind="posix", **what)
 
@@ -110,7 +122,9 @@ def begin(place: Place, phase: str, mode: str) -> tuple[Job, Any]:
     return job, process
 
 
-@pytest.mark.parametrize(("phase", "mode", "name"), cases("TERM", "the job is told to end (TERM)", "ends and cleans, end message, report"))
+@pytest.mark.parametrize(
+    ("phase", "mode", "name"), cases("TERM", "the job is told to end (TERM)", "ends and cleans, end message, report")
+)
 def test_an_end_in_each_phase(place: Place, phase: str, mode: str, name: str) -> None:
     job, process = begin(place, phase, mode)
     place.node.kill(job, name)
@@ -121,7 +135,8 @@ def test_an_end_in_each_phase(place: Place, phase: str, mode: str, name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("phase", "mode", "name"), cases("KILL", "the worker is killed (kill -9)", "its guard removes the secrets; the next job on the node is good")
+    ("phase", "mode", "name"),
+    cases("KILL", "the worker is killed (kill -9)", "its guard removes the secrets; the next job on the node is good"),
 )
 def test_a_kill_in_each_phase(place: Place, phase: str, mode: str, name: str) -> None:
     job, process = begin(place, phase, mode)

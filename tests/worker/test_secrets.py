@@ -65,6 +65,7 @@ def test_a_secret_that_is_one_file(make_job: MakeJob, tmp_path: Path) -> None:
     assert done.out.startswith(b"600\nk")
 
 
+@pytest.mark.fault(fault="a secret is absent, or cannot be read", mode="host", does="ends before the payload", code=85)
 @pytest.mark.parametrize("what", ["absent", "unreadable"])
 def test_a_secret_that_cannot_be_had(make_job: MakeJob, wallet: Path, what: str) -> None:
     source = wallet / "absent"
@@ -108,6 +109,12 @@ def test_a_failure_later_on_leaves_no_secret(make_job: MakeJob, wallet: Path) ->
     assert kept == []
 
 
+@pytest.mark.fault(
+    fault="a worker was killed together with the guard of its secrets",
+    mode="host",
+    does="the next worker with secrets on the node removes them",
+    code=0,
+)
 def test_what_a_killed_worker_left_is_swept_up(make_job: MakeJob, wallet: Path) -> None:
     """Killed together with its guard. A folder that is locked, or new, is somebody's."""
     folders = {what: Path(f"/dev/shm/fermigrid.{uuid.uuid4()}") for what in ("dead", "alive", "new")}
@@ -161,6 +168,12 @@ def openssl(*arguments: str | Path) -> None:
     subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=30)
 
 
+@pytest.mark.fault(
+    fault="the X.509 proxy among the secrets has expired",
+    mode="host",
+    does="says so before anything is started",
+    code=90,
+)
 def test_a_proxy_that_has_ended(make_job: MakeJob, tmp_path: Path) -> None:
     def run(proxy: Path) -> tuple[int, str]:
         settings = [("secret", "p"), ("secret.from", str(proxy)), ("secret.point", f"X509_USER_PROXY={proxy.name}")]

@@ -49,6 +49,9 @@ def test_a_payload_that_is_ended(make_job: MakeJob, number: signal.Signals) -> N
     assert done.code == 128 + number
 
 
+@pytest.mark.fault(
+    fault="a warning (USR1, USR2, XCPU) while the payload runs", mode="host", does="passes it on, once", code=0
+)
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
 def test_a_payload_that_is_warned_goes_on(make_job: MakeJob, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
@@ -78,6 +81,12 @@ def test_the_exit_code_of_a_payload_that_cleans_up(make_job: MakeJob) -> None:
     assert finish(process, 8).code == 5
 
 
+@pytest.mark.fault(
+    fault="the payload ends with 0 when it is told to end",
+    mode="host",
+    does="does not take it for finished, publishes nothing",
+    code=143,
+)
 def test_a_payload_that_ends_well_on_term_is_not_accepted(make_job: MakeJob) -> None:
     process = start_payload(make_job, f"echo half > o; trap 'exit 0' TERM; {IDLE}", row=[("out", "o"), ("out.to", "o")])
     process.send_signal(signal.SIGTERM)
@@ -85,6 +94,7 @@ def test_a_payload_that_ends_well_on_term_is_not_accepted(make_job: MakeJob) -> 
     assert (done.code, done.report.payload_exit, done.report.outputs) == (143, 0, ())
 
 
+@pytest.mark.fault(fault="the payload ignores TERM", mode="host", does="kills it after its grace time", code=137)
 def test_a_payload_that_ignores_term_is_killed_after_its_grace(make_job: MakeJob) -> None:
     process = start_payload(make_job, f"trap '' TERM INT; {IDLE}", settings=[("grace", "1")])
     began = time.monotonic()
@@ -116,38 +126,6 @@ def test_term_in_stage_in(make_job: MakeJob, faulty: Faulty) -> None:
     process = make_job(row=[("in", "x"), ("in.from", f"{faulty.url}/stall/x")]).start()
     assert faulty.requested.wait(10)
     check_ended(process, "phase stage_in")
-
-
-def test_term_while_a_source_hangs(make_job: MakeJob, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # opening it never ends
-    process = make_job(row=[("in", "x"), ("in.from", str(tmp_path / "pipe"))]).start()
-    wait_for_opener(tmp_path / "pipe")
-    check_ended(process, "phase stage_in")
-
-
-def test_term_while_the_image_hangs(make_job: MakeJob, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    process = make_job(
-        settings=[("image.path", str(tmp_path / "pipe"))], head={"launch": "worker", "runtime": "/bin/true"}
-    ).start()
-    assert process.stderr is not None and b"job " in process.stderr.readline()
-    time.sleep(0.3)
-    check_ended(process, "phase image")
-
-
-def wait_for_opener(pipe: Path) -> None:
-    """Until somebody waits in the opening of a named pipe."""
-    wait_for(lambda: any(str(pipe) in words for words in command_lines()))
-
-
-def command_lines() -> list[str]:
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_text())
-        except OSError:
-            continue
-    return lines
 
 
 def test_warnings_outside_the_payload_change_nothing(make_job: MakeJob, faulty: Faulty) -> None:

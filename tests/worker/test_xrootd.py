@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.worker.node import Node
+from tests.worker.node import IMAGES, Node
 from tests.worker.storage import Storage, free_port, own_folder, start_xrootd
 from tests.worker.worker_job import Done, sha256
 
@@ -94,7 +94,7 @@ def test_a_silent_server(node: Node, xrootd: Storage, silent: int) -> None:
     sources = [f"root://127.0.0.1:{silent}//data/x.root", f"{xrootd.url}/x.root"]
     done = fetch(node, *sources, settings=[("limit.stage_in", "8")])
     assert done.code == 0 and done.data["inputs"][0]["source"] == sources[1], done.err
-    assert 3 < done.data["phases"]["stage_in"] < 8
+    assert 3 < done.data["phases"]["stage_in"] < 6.5
     done = fetch(node, sources[0], name="alone", settings=[("limit.stage_in", "3")])
     assert done.code == 86 and "no end within" in done.message and done.data["phases"]["stage_in"] < 5
 
@@ -167,3 +167,42 @@ def test_unix_authentication_goes_by_the_users_name(node: Node, user: str, code:
     done = node.run_job(job, user=user)
     assert done.code == code, done.err
     assert code == 0 or "disallowed" in done.message or "denied" in done.message
+
+
+def image(order: str) -> dict[str, object]:
+    """A job in the pool's light image, started by the worker."""
+    head = {"launch": "worker", "order": order, "runtime": "apptainer"}
+    return {
+        "head": head,
+        "settings": [("image.marker", "light-1"), ("image.path", f"{IMAGES}/cvmfs/fermi.test/images/light-1")],
+    }
+
+
+def test_from_server_to_server_through_a_container(node: Node, xrootd: Storage) -> None:
+    """Input, payload in the image, output, as an ordinary user."""
+    what = image("wrapper-outside")
+    row = [("in", "x.root"), ("in.from", f"{xrootd.url}/x.root"), *SUMS, ("out", "y.root"), ("out.to", "v1/y.root")]
+    settings = [*what["settings"], *xrootd.settings]  # type: ignore[misc]
+    args = ["/bin/sh", "-c", "cat /etc/fermigrid-image; cp x.root y.root"]
+    done = node.run_job(node.job(args=args, row=row, kind="xrootd", head=what["head"], settings=settings))
+    assert done.code == 0 and done.data["container"] == "worker" and done.out.startswith(b"light-1\n"), done.err
+    assert (xrootd.data / "v1/y.root").read_bytes() == CONTENT and xrootd.left() == []
+
+
+@pytest.mark.fault(
+    fault="no xrdcp in the image in which the worker stages",
+    mode="inside",
+    does="says so, takes the next replica",
+    code=0,
+)
+def test_no_client_in_the_image(node: Node, xrootd: Storage) -> None:
+    (node.folder / "x.root").write_bytes(CONTENT)
+    what = image("wrapper-inside")
+    row = [("in", "x.root"), ("in.from", f"{xrootd.url}/x.root"), ("in.from", f"{node.folder}/x.root"), *SUMS]
+    bind = [("bind", str(node.folder)), ("bind.required", "yes")]
+    done = node.run_job(node.job(row=row, head=what["head"], settings=[*what["settings"], *bind]))  # type: ignore[misc]
+    assert done.code == 0 and "there is no xrdcp" in done.err, done.err
+    job = node.job("out", args=["/bin/sh", "-c", "echo x > a"], row=[("out", "a"), ("out.to", "a")], kind="xrootd")
+    job.head, job.settings = what["head"], [*what["settings"], *xrootd.settings]  # type: ignore[misc, assignment]
+    done = node.run_job(job)
+    assert done.code == 88 and "xrdcp: not found" in done.message and "again in" not in done.err, done.message

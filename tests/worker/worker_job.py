@@ -19,6 +19,8 @@ from fermigrid.worker import assemble_worker
 WORKER = shipped("submit_templates") / "worker/worker.sh"
 EVERYTHING = [
     ("node_cache", "/cache"),
+    ("image.format", "directory"),
+    ("image.registry", "docker://x"),
     ("order", "wrapper-inside"),
     ("secret", "oracle"),
 ]  # the settings that need all parts
