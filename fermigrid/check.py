@@ -247,7 +247,8 @@ def _site(a: Assembled, site: Site) -> Iterator[Problem]:
     if output.root and output.kind == "posix" and (container.launch, container.order) == ("worker", "wrapper-inside"):
         binds = (bind for bind in (*site.binds, *a.campaign.binds) if bind.mode == "rw")
         if not any(f"{output.root}/".startswith(f"{bind.to.rstrip('/')}/") for bind in binds):
-            text = f"site {site.site!r} publishes to {output.root} from within the container, and no bind with mode rw has it"
+            where = f"site {site.site!r} publishes to {output.root} from within the container"
+            text = f"{where}, and no bind with mode rw has it"
             yield a.source.problem(("sites",), text)
     for name, step in a.campaign.steps.items():
         for index, secret in enumerate(step.secrets):

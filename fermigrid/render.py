@@ -134,7 +134,6 @@ def submit_row(header: Header) -> dict[str, Any]:
         "priority": request.priority,
         "retries": request.retries,
         "has_bundle": request.has_code,
-        "transfer_outputs": site.output.kind == "transfer" or site.staging.cores > 0,
         "max_materialize": most if late else None,
         "max_idle": condor.max_idle if late else None,
         "attributes": {name: encode_submit_string(value, name) for name, value in condor.attributes.items()},

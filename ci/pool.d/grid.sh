@@ -33,13 +33,14 @@ make_grid_folders() {
 slurm_user() { awk -F : '$1 == "slurm" { print $3 ":" $4 }' "$ROOTFS/etc/passwd"; }
 
 choose_grid_ports() {  # below the pools' own
+    # shellcheck disable=SC2034
     local PORT HTTP_PORT CONTROL_PORT='' NODE_PORT=''
-    # shellcheck disable=SC1091,SC2034
+    # shellcheck disable=SC1091
     . "$POOL_DIR/etc/ports"
     # shellcheck disable=SC1091
     if [ -s "$POOL_DIR/etc/grid-ports" ]; then . "$POOL_DIR/etc/grid-ports"; fi
     if [ -n "$CONTROL_PORT" ] && inside pgrep -x slurmctld > /dev/null; then return 0; fi
-    CONTROL_PORT=$(free_port "${CONTROL_PORT:-$((PORT > 20000 ? PORT - 10000 : PORT + 2))}")
+    CONTROL_PORT=$(free_port "${CONTROL_PORT:-$((PORT - 10000))}")
     NODE_PORT=$(free_port "${NODE_PORT:-$((CONTROL_PORT + 1))}")
     printf 'CONTROL_PORT=%s\nNODE_PORT=%s\n' "$CONTROL_PORT" "$NODE_PORT" > "$POOL_DIR/etc/grid-ports"
 }

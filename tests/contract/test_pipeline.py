@@ -389,6 +389,11 @@ def test_a_living_try_that_the_job_control_has_archived_is_noticed(control: Cont
     (control.folder / ".fermigrid").rename(control.folder / "archive/1/.fermigrid")
     _, err = control.run("submit", "--site", "here", instance="102", code=14)
     assert "fermigrid pipeline kill 101" in err
+    control.run("kill", "101")
+    assert control.ended("101")["state"] == "removed"
+    assert control.submit(instance="102") == "102"
+    (control.folder / "go").touch()
+    assert control.ended("102")["state"] == "done"
 
 
 def test_an_old_instance_does_not_disturb_the_new_one(control: Control) -> None:

@@ -127,7 +127,7 @@ def test_the_template_asks_for_what_it_says_it_is_given() -> None:
 
 def test_reasons_of_evictions_removals_and_releases() -> None:
     lines = ("\t(0) Job terminated and was requeued", "\t(1) Normal termination (return value 82)")
-    assert "ended with exit code 82" in words.eviction(None, lines)
+    assert "ended with exit code 82" in words.eviction(None, lines) and words.code_returned(lines) == 82
     assert (
         words.eviction("Error from slot1@x: Singularity test failed", lines)
         == "Error from slot1@x: Singularity test failed"
