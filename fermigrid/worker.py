@@ -12,10 +12,11 @@ from pathlib import Path
 
 Fields = Sequence[tuple[str, str]]
 
-_PART = re.compile(r'\. "\$here/(?P<name>[a-z_]+)\.sh"')
+_PART = re.compile(r'\. "\$here/(?P<name>\w+)\.sh"')
 _COMMENT = re.compile(r"(?P<code>.*?)  # [^\"'`]*")
 _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     "cache": lambda fields: _has(fields, "node_cache"),
+    "adler32": lambda fields: ("verify", "adler32") in fields,
     "unpack": lambda fields: ("image.format", "directory") in fields,
     "registry": lambda fields: _has(fields, "image.registry"),
     "messages": lambda fields: _has(fields, "message.to"),

@@ -32,6 +32,7 @@ _take_setting() {  # KEY VALUE of job.env
         output.kind) [[ $2 =~ ^(transfer|posix|xrootd|http)$ ]] || _bad "output.kind=$2" ;;
         image.sha256 | code.sha256) _need "$HEX64" "$2" "$1" ;;
         image.path) _bindable "$2"; image_paths+=("$2") ;;
+        verify) [ "$2" = adler32 ] || _bad "verify=$2" ;;
         image.format) [[ $2 == sif || $2 == directory ]] || _bad "image.format=$2" ;;
         container.workdir | node_cache) _bindable "$2" ;;
         output.root) [[ ${set_of[output.kind]:-} == [xh]* ]] || _bindable "$2" ;;
@@ -70,7 +71,7 @@ _take_field() {  # KEY VALUE of the row
         in) _local_name "$2" input; in_name+=("$2") in_bytes+=('') in_adler+=('') in_sha+=('') ;;
         in.from) _last ${#in_name[@]} "$1"; in_source+=("$2") in_source_of+=("$last") ;;
         in.bytes) _last ${#in_name[@]} "$1"; _need "$NUMBER" "$2" "$1"; in_bytes[last]=$2 ;;
-        in.adler32) _last ${#in_name[@]} "$1"; _need '^[0-9a-f]{1,8}$' "$2" "$1"; printf -v 'in_adler[last]' '%08x' "$((16#$2))" ;;
+        in.adler32) [ -n "${set_of[verify]:-}" ] || _bad "in.adler32 without verify=adler32"; _last ${#in_name[@]} "$1"; _need '^[0-9a-f]{1,8}$' "$2" "$1"; printf -v 'in_adler[last]' '%08x' "$((16#$2))" ;;
         in.sha256) _last ${#in_name[@]} "$1"; _need "$HEX64" "$2" "$1"; in_sha[last]=$2 ;;
         out) _local_name "$2" output; out_name+=("$2") out_to+=('') ;;
         out.to) _last ${#out_name[@]} "$1"; _local_name "$2" "name to publish"; out_to[last]=$2 ;;

@@ -154,8 +154,8 @@ _publish() {  # FILE: what was brought, and found good, gets its name
     if [[ $1 == *.dir ]]; then
         _unpack "$1" || return 1
     else
+        rm -f -- "$part".*  # before, so that a kill leaves none of them
         chmod 644 -- "$part" && mv -f -- "$part" "$1" || return 1
     fi
-    [ "${1%/*}" != "$cache_dir" ] || { _write_stamp "$1" && _hold "$1"; } || return 1
-    rm -f -- "$part"*
+    [ "${1%/*}" != "$cache_dir" ] || { _write_stamp "$1" && _hold "$1"; }
 }

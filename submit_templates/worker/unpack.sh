@@ -9,7 +9,7 @@ _unpack() {  # FILE: the tar file becomes that folder
         rm -rf -- "$1" "$1.new"
         { mkdir -- "$1.new" && _run 0 tar -x --no-same-owner -f "$part" -C "$1.new" && chmod -R u+rwX -- "$1.new"; } || return 1
         _ask 0 _probe_image "$1.new" "${set_of[image.marker]:-}" || :
-        if [ "${answer[0]:-}" = ok ]; then mv -T -- "$1.new" "$1"; return; fi
+        if [ "${answer[0]:-}" = ok ]; then rm -f -- "$part"*; mv -T -- "$1.new" "$1"; return; fi
         rm -rf -- "$1.new"
     fi
     fetch_result="damaged: ${answer[1]:-no tar file of folders and files}" fetch_damage=damaged

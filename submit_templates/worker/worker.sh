@@ -220,6 +220,7 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/registry.sh"
 . "$here/secrets.sh"
 . "$here/stage_in.sh"
+. "$here/adler32.sh"
 . "$here/payload.sh"
 . "$here/messages.sh"
 . "$here/inside.sh"

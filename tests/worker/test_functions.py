@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fermigrid.quoting import encode_row
 from fermigrid.worker import OPTIONAL, assemble_worker, parts_needed
-from tests.worker.worker_job import EVERYTHING, WORKER
+from tests.worker.worker_job import WORKER
 
 Bash = Callable[..., bytes]
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -188,6 +188,7 @@ def test_every_part_is_in_the_worker() -> None:
 
 NEEDS = {
     "cache": ("node_cache", "/cache"),
+    "adler32": ("verify", "adler32"),
     "unpack": ("image.format", "directory"),
     "registry": ("image.registry", "docker://x"),
     "inside": ("order", "wrapper-inside"),
@@ -211,5 +212,7 @@ def test_a_worker_without_a_part_has_no_function_of_it(optional: str) -> None:
     assert own & set(function.findall(assemble_worker(WORKER.parents[1], [NEEDS[optional]])))
 
 
-def test_it_is_small() -> None:
-    assert len(assemble_worker(WORKER.parents[1], EVERYTHING)) < 60_000
+@pytest.mark.parametrize("plan", sorted((Path(__file__).parents[1] / "golden").rglob("job.env")), ids=str)
+def test_what_goes_to_a_node_is_small(plan: Path) -> None:
+    fields = [(key, value) for key, _, value in (line.partition("=") for line in plan.read_text().splitlines())]
+    assert len(assemble_worker(WORKER.parents[1], fields)) < 60_000

@@ -234,8 +234,10 @@ def test_kills_at_any_moment(make_job: MakeJob, faulty: Faulty, tmp_path: Path, 
     assert finish(running[5], 60).code == 0
     last = make_job(settings=settings)
     done = climb(last, prefix=prefix)
-    assert done.report.rung == "cache" and served(last) == faulty.content and "digest is taken again" not in done.err
-    assert len(entries(tmp_path / "c")) == 2
+    assert done.report.rung == "cache" and served(last) == faulty.content and "digest is taken again" not in done.err, (
+        done.err
+    )
+    assert len(entries(tmp_path / "c")) == 2, entries(tmp_path / "c")
 
 
 # --- the origin's side

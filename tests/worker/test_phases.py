@@ -38,18 +38,26 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) 
 
 
 def processes_of(folder: Path) -> dict[int, str]:
-    """The living processes with this folder in their command line, their environment or as their place, and what they are."""
+    """The living processes with this folder in command line or environment, as their place or bound into their container."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes()
             told = words + (path / "environ").read_bytes() + str((path / "cwd").readlink()).encode()
+            told += (path / "mountinfo").read_bytes()
             state = (path / "stat").read_text().rpartition(") ")[2][0]
         except OSError:
             continue  # it has ended meanwhile
         if str(folder).encode() in told and state not in "ZX" and int(path.name) != os.getpid():
             found[int(path.name)] = words.replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def kill_all(folder: Path) -> None:
+    """As a batch system does with what is left of a job; one's end may be another's."""
+    for pid in processes_of(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -155,8 +163,7 @@ def place(tmp_path: Path, faulty: Faulty) -> Iterator[Place]:
     made = Place(tmp_path, faulty)
     yield made
     made.release()
-    for pid in processes_of(tmp_path):
-        os.kill(pid, signal.SIGKILL)
+    kill_all(tmp_path)
 
 
 # --- the phases: each makes the job, and stays in its phase until something ends it
@@ -343,8 +350,7 @@ def test_a_kill_in_each_phase(place: Place, phase: str, name: str) -> None:
         assert place.secrets() != []
     process.kill()
     wait_until(lambda: place.secrets() == [], "the guard removes the secrets", 1)
-    for pid in processes_of(place.folder):  # as a batch system does
-        os.kill(pid, signal.SIGKILL)
+    kill_all(place.folder)  # as a batch system does
     place.release()
     out, err = process.communicate(timeout=10)
     assert b"@@FERMIGRID" not in out and place.canary.encode() not in out + err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 import uuid
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.worker.test_container import INSIDE, OUTSIDE, Node, bind, job_folder, node, pool, running_pool
-from tests.worker.test_phases import INSTANCE, number, processes_of, wait_until
+from tests.worker.test_phases import INSTANCE, kill_all, number, processes_of, wait_until
 from tests.worker.worker_job import Done, Job, Pairs, finish
 
 __all__ = ["job_folder", "node", "pool", "running_pool"]
@@ -78,8 +77,7 @@ class Place:
 def place(node: Node) -> Iterator[Place]:
     made = Place(node)
     yield made
-    for pid in processes_of(made.folder):
-        os.kill(pid, 9)
+    kill_all(made.folder)
 
 
 def stage_in(place: Place, mode: str) -> Job:
@@ -114,10 +112,15 @@ def cases(name: str, what: str, does: str) -> list[Any]:
     return made
 
 
+def is_there(place: Place, sign: str) -> bool:
+    """Whether one of the job's processes has these words in its command line."""
+    return any(sign in words for words in processes_of(place.folder).values())
+
+
 def begin(place: Place, phase: str, mode: str) -> tuple[Job, Any]:
     job = PHASES[phase](place, mode)
     process = place.node.start(job)
-    wait_until(lambda: process.poll() is not None or SIGN[phase] in place.node.processes(), phase)
+    wait_until(lambda: process.poll() is not None or is_there(place, SIGN[phase]), phase)
     assert process.poll() is None, finish(process).err
     return job, process
 
@@ -143,8 +146,7 @@ def test_a_kill_in_each_phase(place: Place, phase: str, mode: str, name: str) ->
     assert place.secrets() != ""
     place.node.kill(job, name)
     wait_until(lambda: place.secrets() == "", "the guard removes the secrets", 1.5)
-    for pid in processes_of(place.folder):  # as a batch system does
-        os.kill(pid, 9)
+    kill_all(place.folder)  # as a batch system does
     out, _ = process.communicate(timeout=15)
     assert b"@@FERMIGRID" not in out
     for path in (place.folder / "root").iterdir():

@@ -151,7 +151,10 @@ def test_a_payload_that_ignores_term(node: Node, head: dict[str, str]) -> None:
 
 
 @pytest.mark.fault(
-    fault="the worker around podman is killed (kill -9)", mode="worker", does="its guard ends the container", code="killed"
+    fault="the worker around podman is killed (kill -9)",
+    mode="worker",
+    does="its guard ends the container",
+    code="killed",
 )
 def test_the_worker_is_killed(node: Node) -> None:
     nap = f"sleep 61.{random.randrange(10**9):09d}"

@@ -17,13 +17,6 @@ from fermigrid.resources import shipped
 from fermigrid.worker import assemble_worker
 
 WORKER = shipped("submit_templates") / "worker/worker.sh"
-EVERYTHING = [
-    ("node_cache", "/cache"),
-    ("image.format", "directory"),
-    ("image.registry", "docker://x"),
-    ("order", "wrapper-inside"),
-    ("secret", "oracle"),
-]  # the settings that need all parts
 NAME, BATCH = "clump.r0239557414.c003", "0123456789abcdef0123456789abcdef"
 NO_RUNTIME = "/nonexistent/apptainer"
 
@@ -79,6 +72,8 @@ class Job:
 
     def _common(self) -> Pairs:
         common = [("format", "1"), ("campaign", "P400"), ("step", "clump"), ("site", "test"), ("block", "b0000")]
+        if any(key == "in.adler32" for key, _ in self.row):
+            common += [("verify", "adler32")]
         return [*common, ("generation", "0"), *self.head.items(), ("image", "light"), ("output.kind", self.kind)]
 
     def _bundle(self) -> Pairs:
