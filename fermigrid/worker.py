@@ -23,6 +23,7 @@ _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     "oci": lambda fields: any(name == "runtime" and re.search(r"(?:^|/)podman[^/]*$", value) for name, value in fields),
     "preamble": lambda fields: _has(fields, "preamble"),
     "inside": lambda fields: ("order", "wrapper-inside") in fields,
+    "stage_names": lambda fields: any(name == "output.kind" and value != "transfer" for name, value in fields),
     "stage_posix": lambda fields: ("output.kind", "posix") in fields,
     "stage_remote": lambda fields: ("output.kind", "xrootd") in fields or ("output.kind", "http") in fields,
     "secrets": lambda fields: _has(fields, "secret"),

@@ -204,13 +204,6 @@ _answer() {
     printf 'ended\n'
 }
 
-_run_quietly() { _ask "$1" _copied "${@:2}" && [ "${answer[0]:-}" = yes ]; }  # SECONDS COMMAND...
-
-_copied() {
-    umask 077
-    if "$@" > /dev/null; then printf 'yes\n'; fi
-}
-
 _sha256() {  # FILE... -> answer: their digests in order, empty for one that cannot be read
     local i left lines=()
     answer=()

@@ -64,3 +64,10 @@ _remove_secrets() {
     [ -z "$guard_fd" ] || exec {guard_fd}>&-
     guard_fd=''
 }
+
+_run_quietly() { _ask "$1" _copied "${@:2}" && [ "${answer[0]:-}" = yes ]; }  # SECONDS COMMAND...
+
+_copied() {
+    umask 077
+    if "$@" > /dev/null; then printf 'yes\n'; fi
+}

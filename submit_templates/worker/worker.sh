@@ -225,6 +225,7 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/messages.sh"
 . "$here/inside.sh"
 . "$here/stage_out.sh"
+. "$here/stage_names.sh"
 . "$here/stage_posix.sh"
 . "$here/stage_remote.sh"
 . "$here/report.sh"
