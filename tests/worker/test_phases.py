@@ -42,13 +42,15 @@ def processes_of(folder: Path) -> dict[int, str]:
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
+            state = (path / "stat").read_text().rpartition(") ")[2][0]
+            if state in "ZXD":  # to ask for the words of one that hangs on a mount may hang, too
+                continue
             words = (path / "cmdline").read_bytes()
             told = words + (path / "environ").read_bytes() + str((path / "cwd").readlink()).encode()
             told += (path / "mountinfo").read_bytes()
-            state = (path / "stat").read_text().rpartition(") ")[2][0]
         except OSError:
             continue  # it has ended meanwhile
-        if str(folder).encode() in told and state not in "ZX" and int(path.name) != os.getpid():
+        if str(folder).encode() in told and int(path.name) != os.getpid():
             found[int(path.name)] = words.replace(b"\0", b" ").decode(errors="replace")
     return found
 
