@@ -354,10 +354,13 @@ def test_a_job_that_slurm_ends_at_its_wall_time_looks_like_one_that_ended(grid: 
 
 
 @pytest.mark.drill
-def test_a_backtick_stops_all_grid_jobs_of_its_user(grid: Pool) -> None:
+@pytest.mark.parametrize(
+    "text", ["`id`", "end\\", 'a\\"b'], ids=["backtick", "backslash at the end", "backslash and quote"]
+)
+def test_some_texts_stop_all_grid_jobs_of_their_user(grid: Pool, text: str) -> None:
     log = grid.directory / "log/GridmanagerLog.prod"
     before = log.stat().st_size if log.exists() else 0
-    stuck = submit(grid, LOOK, f"{SLURM}arguments = {words('0', '`id`')}\n", user="prod")
+    stuck = submit(grid, LOOK, f"{SLURM}arguments = {words('0', text)}\n", user="prod")
     other = submit(grid, IMAGE, SLURM, user="prod")
 
     def has_died_twice() -> bool:

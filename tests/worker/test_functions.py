@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fermigrid.quoting import encode_row
-from fermigrid.worker import OPTIONAL, assemble_worker, parts_needed
 from tests.worker.worker_job import WORKER
 
 Bash = Callable[..., bytes]
@@ -166,56 +165,3 @@ def test_forbidden_constructs_of_newer_bash() -> None:
         if re.search(pattern, line.split(" # ")[0])
     ]
     assert found == []
-
-
-def test_the_parts_together_are_clean(tmp_path: Path) -> None:
-    """shellcheck sees the worker as one file, with the comments that tell it what is meant."""
-    lines = (WORKER.parent / "worker.sh").read_text().splitlines()
-    lines = [line for line in lines if not line.startswith("here=")]
-    for number, line in enumerate(lines):
-        if match := re.fullmatch(r'\. "\$here/(\w+\.sh)"', line):
-            lines[number] = (WORKER.parent / match[1]).read_text()
-    whole = tmp_path / "worker.sh"
-    whole.write_text("\n".join(lines) + "\n")
-    done = subprocess.run(["shellcheck", whole], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
-def test_every_part_is_in_the_worker() -> None:
-    text = WORKER.read_text()
-    assert [part.name for part in WORKER.parent.glob("*.sh") if f'/{part.name}"' not in text and part != WORKER] == []
-
-
-NEEDS = {
-    "cache": ("node_cache", "/cache"),
-    "adler32": ("verify", "adler32"),
-    "unpack": ("image.format", "directory"),
-    "registry": ("image.registry", "docker://x"),
-    "inside": ("order", "wrapper-inside"),
-    "messages": ("message.to", "pipeline@example.org"),
-    "oci": ("runtime", "podman"),
-    "preamble": ("preamble", "module load apptainer"),
-    "secrets": ("secret", "oracle"),
-    "stage_names": ("output.kind", "posix"),
-    "stage_posix": ("output.kind", "posix"),
-    "stage_remote": ("output.kind", "xrootd"),
-}
-
-
-@pytest.mark.parametrize("optional", OPTIONAL)
-def test_a_worker_without_a_part_has_no_function_of_it(optional: str) -> None:
-    """The node's worker has the parts that its job.env needs; a function that is not there is called by none of the others."""
-    assert optional in parts_needed([NEEDS[optional]])
-    function = re.compile(r"^(_\w+)\(\)", re.MULTILINE)
-    own = set(function.findall((WORKER.parent / f"{optional}.sh").read_text()))
-    text = assemble_worker(
-        WORKER.parents[1], [field for field in NEEDS.values() if optional not in parts_needed([field])]
-    )
-    assert not own & set(function.findall(text))
-    assert own & set(function.findall(assemble_worker(WORKER.parents[1], [NEEDS[optional]])))
-
-
-@pytest.mark.parametrize("plan", sorted((Path(__file__).parents[1] / "golden").rglob("job.env")), ids=str)
-def test_what_goes_to_a_node_is_small(plan: Path) -> None:
-    fields = [(key, value) for key, _, value in (line.partition("=") for line in plan.read_text().splitlines())]
-    assert len(assemble_worker(WORKER.parents[1], fields)) < 60_000
