@@ -13,7 +13,10 @@ OVER = "over its walltime of 1 s"
 
 
 @pytest.mark.fault(
-    fault="the payload runs longer than its walltime", mode="host", does="ends it as TERM would, reports", code=143
+    fault="the payload runs longer than its walltime",
+    mode="host",
+    does="ends it as TERM would; its log and report come back",
+    code="the payload's, or 143",
 )
 def test_a_payload_over_its_walltime_is_told_to_end(make_job: Callable[..., Job]) -> None:
     script = "trap 'echo last words; exit 3' TERM; sleep 60 & wait"
