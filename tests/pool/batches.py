@@ -37,7 +37,6 @@ ROW: dict[str, Any] = {
     "priority": 0,
     "retries": 2,
     "has_bundle": False,
-    "transfer_outputs": True,
     "max_materialize": None,
     "max_idle": None,
 }

@@ -71,11 +71,12 @@ def test_a_batch_goes_out_and_comes_back(job_folder: Path) -> None:
     assert told == f"run job.000003 {shards[1].name} 2 {batch.batch_id}\n"
 
 
-def test_only_the_log_comes_back_where_outputs_are_published_elsewhere(job_folder: Path) -> None:
-    batch = write_batch(job_folder, f"{GOOD}; touch left.behind", transfer_outputs=False)
+def test_the_log_and_what_is_in_out_come_back_and_nothing_else(job_folder: Path) -> None:
+    batch = write_batch(job_folder, f"{GOOD}; mkdir -p out; touch out/core left.behind")
     with submitted(batch) as handle:
         wait_until_seen(handle, Seen.ENDED)
-    assert [path.name for path in batch.work_dir.glob("*/*")] == ["job.000000.log"]
+    files = [path.relative_to(batch.work_dir) for path in batch.work_dir.glob("**/*") if path.is_file()]
+    assert sorted(str(file.relative_to(file.parts[0])) for file in files) == ["job.000000.log", "out/core", "out/job.000000.0.g0"]
 
 
 def test_late_materialization_runs_every_job_once(job_folder: Path) -> None:

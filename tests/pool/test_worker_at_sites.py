@@ -128,7 +128,7 @@ def write_case(folder: Path, case: Case, pool: Pool) -> RenderedBatch:
     }
     batch = write_batch(
         folder, requirements=f'GLIDEIN_Site == "SITE{case.site}"', retries=RETRIES,
-        singularity_image=case.asks.format(**facts) if case.asks else None, transfer_outputs=case.kind == "transfer",
+        singularity_image=case.asks.format(**facts) if case.asks else None,
     )  # fmt: skip
     image = [*MARKER, *([("image.path", case.image.format(**facts))] if case.image else [])]
     settings = [*image, ("backoff", "1"), *((name, value.format(**facts)) for name, value in case.settings)]
