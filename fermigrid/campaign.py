@@ -171,7 +171,7 @@ class Accounting(Model):
 
 def _instance(text: str) -> str:
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise ValueError("is no process instance: a number, as in PIPELINE_PROCESSINSTANCE")
+        raise ValueError("is no process instance: a number of 18 digits at most, as in PIPELINE_PROCESSINSTANCE")
     return text
 
 

@@ -171,7 +171,11 @@ def validate(model: type[M], data: dict[str, Any], source: Source) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(model, details, source) for details in error.errors()]
+        problems = [
+            _explain(model, details, source)
+            for details in error.errors()
+            if not (details["type"] == "too_short" and details["input"])  # what it has is wrong, and told by itself
+        ]
         raise ConfigError(list(dict.fromkeys(problems))) from error
 
 

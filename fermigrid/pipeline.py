@@ -49,7 +49,7 @@ _SECRET_VALUE = re.compile(
     r"-----BEGIN [A-Z0-9 ]+-----"
     r"|\beyJ[\w-]{4,}\.[\w-]{4,}\."  # a signed token
     r"|\b[a-z][a-z0-9+.-]*://[^\s/:@]*:[^\s/@]+@"  # user:password@host of a URL
-    r"|\A\w+/[^\s/@]+@[\w.:/-]+\Z"  # user/password@database
+    r"|\A\w+[/:][^\s/@]+@[\w.:/-]+\Z"  # user/password@database, user:password@host
     r"|\b(?:gh[pousr]_|glpat-|AKIA|xox[abp]-)\w{10,}"
     r"|\b(?i:password|passwd|passphrase|secret|token|authorization|api_?key)[\"']?\s*[=:]\s*\S"
 )
@@ -140,10 +140,17 @@ def parse_binds(text: str) -> tuple[Bind, ...]:
     except ValueError as error:
         raise ValueError(f"cannot be taken apart: {error}") from error
     found: dict[str, Bind] = {}
+    wrong = []
     for written in _bind_words(words):
-        bind = _parse_bind(written)
+        try:
+            bind = _parse_bind(written)
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
         if (other := found.setdefault(bind.to, bind)) != bind:
-            raise ValueError(f"binds {other.source} ({other.mode}) and {bind.source} ({bind.mode}) to {bind.to}")
+            wrong.append(f"binds {other.source} ({other.mode}) and {bind.source} ({bind.mode}) to {bind.to}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
     return tuple(found.values())
 
 

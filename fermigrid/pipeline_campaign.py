@@ -9,9 +9,11 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
 from fermigrid.campaign import Bind
 from fermigrid.errors import PipelineRefused, Unrepresentable
-from fermigrid.image import Catalogue
+from fermigrid.image import Catalogue, Image
 from fermigrid.pipeline import Order
 from fermigrid.site import Site
 
@@ -181,6 +183,11 @@ def choose_image(wanted: str | None, site: Site, catalogue: Catalogue) -> tuple[
         known = ", ".join(sorted(catalogue.images))
         hint = f"Write an entry into an images.yaml of your own (docs/reference/images.md). There are: {known}."
         raise PipelineRefused(text, hint)
+    try:
+        Image.model_validate({"flavour": "light", **kind})
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise PipelineRefused(f"PIPELINE_CONTAINER={wanted!r} {why}", "Nothing was changed.") from error
     stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(where.partition("@")[0]).stem).strip("-")[:40]
     entry = {"title": "as PIPELINE_CONTAINER names it", "flavour": "light", "distribution": "site", **kind}
     return f"{stem or 'image'}-{sha256(where.encode()).hexdigest()[:8]}", entry

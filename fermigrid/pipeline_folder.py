@@ -18,7 +18,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -89,9 +89,9 @@ class JobFolder:
                     text = f"another fermigrid pipeline submit (process {other}) is at work in {self.path}"
                     raise LedgerBusy(text, "The same command again, later, prints the cluster that it got.")
                 time.sleep(0.05)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            with suppress(OSError):  # a full disk: the number is for people only, and the lock holds without it
+                os.truncate(file.fileno(), 0)
+                os.write(file.fileno(), f"{os.getpid()}\n".encode())
             yield
 
     def archive(self, names: Sequence[str], but: str) -> Path | None:
@@ -123,6 +123,14 @@ class JobFolder:
             if (file := folder / SAVED_ENVIRONMENT).is_file():
                 return file.read_text(encoding="utf-8", errors="replace")
         return ""
+
+
+def is_folder(path: Path) -> bool:
+    """Is it a folder, as far as we may see?"""
+    try:
+        return path.is_dir()
+    except PermissionError:
+        return False
 
 
 def _try_lock(handle: int) -> bool:
@@ -159,6 +167,11 @@ def locate_folder(environment: Mapping[str, str], here: Path) -> JobFolder:
         if name.is_absolute() and name.is_dir() and name.samefile(here):
             here = name
             break
+    try:
+        os.scandir(here).close()
+    except OSError as error:
+        text = f"the job folder {here} cannot be read: {error.strerror}"
+        raise RunFolderError(text, "Nothing was changed. Its owner must be, or let in, who submits.") from error
     try:
         return JobFolder(check_path(here))
     except RunFolderError as error:

@@ -21,7 +21,15 @@ from fermigrid.assemble import assemble_data, assemble_kept
 from fermigrid.check import find_problems
 from fermigrid.config import parse_yaml, read_text
 from fermigrid.control import control
-from fermigrid.errors import ConfigError, LedgerBusy, NotFound, PipelineRefused, RunFolderError, SubmissionDoubt
+from fermigrid.errors import (
+    ConfigError,
+    FermigridError,
+    LedgerBusy,
+    NotFound,
+    PipelineRefused,
+    RunFolderError,
+    SubmissionDoubt,
+)
 from fermigrid.ledger import open_ledger, writing
 from fermigrid.messages import send_missing
 from fermigrid.pipeline import Order, parse_names, read_order
@@ -34,6 +42,7 @@ from fermigrid.pipeline_folder import (
     Clusters,
     Entry,
     JobFolder,
+    is_folder,
     locate_folder,
     writing_patiently,
 )
@@ -129,9 +138,12 @@ def submit(request: Request, environment: Mapping[str, str], here: Path, hand: H
 def _read(request: Request, environment: Mapping[str, str], folder: JobFolder) -> Order:
     listed = parse_names(folder.saved_environment())
     order = read_order(environment, listed, request.variables, os.path.exists)
+    log = str(folder.path / (request.log_file or order.messages.log))
+    if is_folder(Path(log)):
+        text = f"the job's log, {log}, is a folder"
+        raise PipelineRefused(text, "Nothing was changed. JOBCONTROL_LOGFILE or --log-file must be the path of a file.")
     if request.log_file is None:
         return order
-    log = str(folder.path / request.log_file)
     messages = order.messages.model_copy(update={"log": log})
     passed = replace(order.passed, values={**order.passed.values, "JOBCONTROL_LOGFILE": log})
     return replace(order, messages=messages, passed=passed)
@@ -278,7 +290,7 @@ def status(
     if clusters:
         return [_look_for(cluster, known, here, hand) for cluster in clusters]
     folder = JobFolder(here)
-    if not everything and (folder.path / OURS).is_dir():
+    if not everything and is_folder(folder.path / OURS):
         return [_look_at(run, known, hand) for run in folder.tries()[-1:] if run.ledger.is_file()]
     return [_look_at_entry(entry, known, hand) for entry in known.open_ones()]
 
@@ -297,13 +309,22 @@ def _look_for(cluster: str, known: Clusters, here: Path, hand: Hand) -> Standing
 
 
 def _look_at_entry(entry: Entry, known: Clusters, hand: Hand) -> Standing:
-    run = entry.folder.find(entry.instance)
-    if run is None:
+    """How it stands; UNKNOWN where its folder or ledger cannot be used now: the others are told all the same."""
+    try:
+        run = entry.folder.find(entry.instance)
+        if run is None:
+            now = unknown(entry.cluster, f"its run folder in {entry.folder.path} is gone")
+            over = is_folder(entry.folder.path.parent)  # else perhaps only its file system is not mounted now
+        else:
+            now = _look_at(run, known, hand)
+            over = now.closed
+    except FermigridError as error:
+        now, over = unknown(entry.cluster, f"{error} {error.hint}".replace("\n", " ").strip()), False
+    except OSError as error:
+        now, over = unknown(entry.cluster, f"{entry.folder.path}: {error}"), False
+    if over:
         known.close(entry)
-        return replace(
-            unknown(entry.cluster, f"its run folder in {entry.folder.path} is gone"), instance=entry.instance
-        )
-    return _look_at(run, known, hand)
+    return replace(now, instance=entry.instance)
 
 
 def _look_at(run: RunFolder, known: Clusters, hand: Hand) -> Standing:
@@ -336,9 +357,12 @@ def _take_in(f: Following, now: Standing | None) -> Standing:
 
 
 def kill(cluster: str, environment: Mapping[str, str], here: Path, hand: Hand) -> Standing:
-    """Take a job out of the queue for good; one that has ended stays as it is. Raises NotFound."""
+    """Take a job out of the queue for good; one that has ended stays as it is, one that nobody knows is UNKNOWN."""
     known = Clusters(environment)
-    entry = known.find(cluster, here)
+    try:
+        entry = known.find(cluster, here)
+    except NotFound as error:
+        return unknown(cluster, str(error))
     run = entry.folder.find(entry.instance)
     if run is None or kept_result(run):
         return _look_at_entry(entry, known, hand)

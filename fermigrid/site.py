@@ -16,7 +16,8 @@ from fermigrid.image import Catalogue
 from fermigrid.units import parse_bytes, parse_seconds
 
 _ROUTE = re.compile(
-    r"(?:sendmail|program|spool):/[^\x00-\x1f\x7f]+|smtp://[A-Za-z0-9.\[\]:_-]+|https?://[^\s\x00-\x1f]+"
+    r"(?:sendmail|program|spool):/[^\x00-\x1f\x7f]+|https://[^\s\x00-\x1f]+"
+    r"|smtp://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?"
 )
 
 _ROOTS = {

@@ -104,7 +104,7 @@ def submit(ctx: click.Context, /, site: str, folders: tuple[Path, ...], **given:
         variables=given["variables"],
         command=ctx.meta.get("command", ()),
     )
-    cluster = submit_job(request, os.environ, Path.cwd(), make_hand())
+    cluster = submit_job(request, os.environ, _here(), make_hand())
     click.echo(f"1 job(s) submitted to cluster {cluster}.")
 
 
@@ -115,16 +115,9 @@ def submit(ctx: click.Context, /, site: str, folders: tuple[Path, ...], **given:
 def status(clusters: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """How jobs stand, a line for each; without CLUSTERS the job of this folder, elsewhere all that are under way."""
     from fermigrid.commands.following import make_hand
-    from fermigrid.errors import NotFound
     from fermigrid.pipeline_run import status as status_of
 
-    found = status_of(clusters, everything, os.environ, Path.cwd(), make_hand())
-    _show(found, as_json)
-    lost = [now.cluster for now in found if not now.instance]
-    if lost:
-        raise NotFound(
-            f"no cluster {', '.join(lost)} is known", "Only what `fermigrid pipeline submit` has sent is known."
-        )
+    _show(status_of(clusters, everything, os.environ, _here(), make_hand()), as_json)
 
 
 @command.command("kill")
@@ -133,20 +126,45 @@ def status(clusters: tuple[str, ...], everything: bool, as_json: bool) -> None:
 def kill(clusters: tuple[str, ...], as_json: bool) -> None:
     """Take the jobs of CLUSTERS out of the queue for good. One that has ended stays as it is."""
     from fermigrid.commands.following import make_hand
+    from fermigrid.errors import FermigridError
     from fermigrid.pipeline_run import kill as kill_job
 
-    _show([kill_job(cluster, os.environ, Path.cwd(), make_hand()) for cluster in clusters], as_json)
+    found, failed = [], None
+    for cluster in clusters:
+        try:
+            found.append(kill_job(cluster, os.environ, _here(), make_hand()))
+        except FermigridError as error:  # the others are killed all the same
+            click.echo(f"{cluster}: {error}", err=True)
+            failed = error
+    _show(found, as_json)
+    if failed:
+        raise failed
+
+
+def _here() -> Path:
+    from fermigrid.errors import RunFolderError
+
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise RunFolderError("the folder that this was started in has been removed", "Start it in another.") from error
 
 
 def _show(found: list[Any], as_json: bool) -> None:
+    """Raises NotFound, when all are shown, for clusters that nobody knows."""
     from dataclasses import asdict
 
     from fermigrid.commands.tables import print_json
+    from fermigrid.errors import NotFound
 
     if as_json:
         print_json([asdict(now) for now in found])
-        return
-    for now in found:
+    for now in () if as_json else found:
         click.echo(now.line)
         for words in (*now.problems, *([now.reason] if now.reason else [])):
             click.echo(f"{now.cluster}: {words}", err=True)
+    lost = [now.cluster for now in found if not now.instance]
+    if lost:
+        raise NotFound(
+            f"no cluster {', '.join(lost)} is known", "Only what `fermigrid pipeline submit` has sent is known."
+        )

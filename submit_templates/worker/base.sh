@@ -135,15 +135,14 @@ _await() {  # GROUP -> its status
 }
 
 _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took longer (0: no limit)
-    local limit=$1 status=0
-    shift
+    local status=0  # no name but this, because COMMAND sees it in the place of its caller's
     critical+=.  # a child whose number is not known yet would outlive the worker
     set -m
-    _alone "$@" < /dev/null 3>&- 4>&- &
+    _alone "${@:2}" < /dev/null 3>&- 4>&- &
     child=$!
     set +m
     _calm
-    if [ "$limit" != 0 ]; then _now; kill_at=$((now_ms + limit * 1000)); fi
+    if [ "$1" != 0 ]; then _now; kill_at=$((now_ms + $1 * 1000)); fi
     _await "$child" || status=$?
     child=''
     return "$status"
@@ -158,19 +157,18 @@ _sleep() { _run 0 sleep "$1" || :; }
 
 _close_files() {  # in a child: one that cannot be killed must keep nothing of the worker's
     local fd
-    for fd in $version_fd $cache_fd $guard_fd $oci_fd $secret_fd $start_fd $pipe_fd $ask_fd; do exec {fd}>&-; done
+    for fd in $version_fd $cache_fd $guard_fd $oci_fd $secret_fd $start_fd $said_fd $pipe_fd $ask_fd; do exec {fd}>&-; done
 }
 
 # Asks something that may never be answered, such as the state of a mount, in a group of its own that is left behind when even
 # KILL does not end it. -> answer: the lines of its stdout; false when its end did not come for SECONDS.
 _ask() {  # SECONDS COMMAND... (0: no limit)
-    local limit=$1 line='' half='' waited=0 gone=''
-    shift
+    local line='' half='' waited=0 gone=''
     answer=()
     [ -n "$ask_fd" ] || exec {ask_fd}<> <(:)
     critical+=.
     set -m
-    _answer "$@" >&"$ask_fd" 2> /dev/null < /dev/null 3>&- 4>&- &
+    _answer "${@:2}" >&"$ask_fd" 2> /dev/null < /dev/null 3>&- 4>&- &
     asked=$!
     set +m
     _calm
@@ -182,7 +180,7 @@ _ask() {  # SECONDS COMMAND... (0: no limit)
                 '@cvmfs '*) json_cvmfs+="${json_cvmfs:+, }${line#* }" ;;
                 *) answer+=("$line") ;;
             esac
-        elif [ -n "$gone" ] || { waited=$((waited + 1)) && [ "$waited" = "$limit" ]; }; then
+        elif [ -n "$gone" ] || { waited=$((waited + 1)) && [ "$waited" = "$1" ]; }; then
             { disown "$asked"; kill -KILL -- "-$asked"; } 2> /dev/null || :
             exec {ask_fd}>&-  # it may still write
             ask_fd=''

@@ -127,7 +127,7 @@ _try() {  # COMMAND... in the container of `command` -> words, what was said; tr
 _trial() {  # runs in a child -> what the runtime said, and last its status
     local status=0
     "${command[@]}" 2>&1 < /dev/null || status=$?
-    printf '%s\n' "$status"
+    printf '\n%s\n' "$status"
 }
 
 # What to do with a container that did not start, or in which the launcher could not run: never charged to the payload. Returns when

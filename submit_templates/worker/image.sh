@@ -140,6 +140,7 @@ _download() {  # FILE: from the mirrors, in order
 }
 
 _check_download() {  # -> fetch_result, fetch_damage; a wrong file is removed
+    local deadline=0  # what is here is looked at, however late it is
     _size "$part"
     image_bytes=${size:-0}
     _sha256 "$part"

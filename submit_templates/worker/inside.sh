@@ -8,7 +8,7 @@ _run_inner() {
     inner_runs=yes
     [[ $self == /* ]] || self=$scratch/$self
     cp -- "$self" "$control/worker.sh"
-    _write_launcher /bin/bash "$view/.fermigrid/worker.sh" inside
+    _write_launcher /bin/bash -p "$view/.fermigrid/worker.sh" inside
     _run_payload  # ends with the inner worker's report, or with _inner_failed
 }
 
@@ -31,7 +31,8 @@ _take_inner_report() {
     local code='' status user system elapsed
     [ -r "$control/report" ] || return 0
     { read -r code status user system elapsed && IFS= read -r json_report; } < "$control/report" || json_report=''
-    [[ -n $json_report && $elapsed =~ $NUMBER ]] || return 0
+    # a payload may write there, and arithmetic runs what a word contains
+    [[ -n $json_report && "$code $status $user $system $elapsed" =~ ^[0-9]{1,3}\ (null|[0-9]{1,3})(\ -?[0-9]{1,15}){3}$ ]] || return 0
     finishing=yes exit_code=$code payload_exit=$status user_ms=$user system_ms=$system spent[payload]=$elapsed
     exit "$code"
 }
@@ -50,7 +51,7 @@ _kill_inner() {  # the inner worker's payload has a group of its own
     local group=''
     [ -z "$oci" ] && [ -r "$control/group" ] || return 0  # podman's numbers are of another namespace
     read -r group < "$control/group" || :
-    [[ ! $group =~ $NUMBER ]] || kill -KILL -- "-$group" 2> /dev/null || :
+    [[ ! $group =~ ^[1-9][0-9]+$ ]] || kill -KILL -- "-$group" 2> /dev/null || :
 }
 
 _main_inside() {

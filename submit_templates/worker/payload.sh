@@ -86,7 +86,7 @@ _write_proofs() {
             printf 'found=; [ ! -r %s ] || read -r found < %s\n' "$MARKER_FILE" "$MARKER_FILE"
             printf '[ "$found" = %s ] || { say "image its marker is $found"; exit 1; }\n' "$quoted"
         fi
-        printf '%s\n' 'prove() {' 'why= mode=${mounted##*"|$5 "}' 'if [ ! -e "$1" ]; then why="is missing"' \
+        printf '%s\n' 'true > .fermigrid/lost' 'prove() {' 'why= mode=${mounted##*"|$5 "}' 'if [ ! -e "$1" ]; then why="is missing"' \
             'elif found=$(stat -L -c %d:%i -- "$1" 2> /dev/null); then [ "$found" = "$2" ] || why="is something else"' \
             'elif [ "$mode" = "$mounted" ]; then why="is not mounted"; fi' \
             'case $3$mode in rorw*) why="can be written to"; set -- "$1" "" ro yes ;; esac' \
@@ -132,7 +132,9 @@ _cpu() {  # 1 or -1, times the seconds of the children that have ended -> user_m
 _start_payload() {  # COMMAND... -> status
     local group line=''
     status=0
-    [ ! -e "$control/started.$side" ] || rm -f -- "$control/started.$side"
+    [ -z "$said_fd" ] || exec {said_fd}<&-
+    true > "$control/started.$side"
+    exec {said_fd}< "$control/started.$side"  # held, because a payload may clean up its working folder, and .fermigrid with it
     user_ms=0 system_ms=0
     _cpu -1
     set -m
@@ -150,6 +152,7 @@ _start_payload() {  # COMMAND... -> status
     [ -z "$inner_runs" ] || _kill_inner
     [ -z "$oci" ] || _end_podman
     payload_group=''
+    [ -d "$control" ] || mkdir -p -- "$control"
 }
 
 _run_payload() {
@@ -166,7 +169,7 @@ _run_payload() {
             _start_payload _launch_bare
         fi
         [ -z "$inner_runs" ] || _take_inner_report
-        [ ! -r "$control/started.$side" ] || read -r said < "$control/started.$side" || :
+        read -r -u "$said_fd" said || :
         case $said in
             'ok '*) break ;;
             image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
@@ -189,7 +192,7 @@ _run_payload() {
 _forward() {  # pending signals to the payload, once it runs; those that end a job start its grace time
     local name grace
     if [ -z "$payload_group" ]; then return 0; fi
-    if [ ! -e "$control/started.$side" ]; then
+    if [ ! -s "/dev/fd/$said_fd" ]; then
         ! _ending_signal || kill -KILL -- "-$payload_group" 2> /dev/null || :
         return 0
     fi

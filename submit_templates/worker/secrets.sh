@@ -26,8 +26,7 @@ _is_private() {  # FOLDER: a folder of this user alone
 _check_proxy() {  # INDEX of a secret.point: an X.509 proxy that has ended, where openssl can tell
     [ "${secret_point[$1]%%=*}" = X509_USER_PROXY ] && command -v openssl > /dev/null || return 0
     local file=$secret_dir/${secret[${secret_point_of[$1]}]}/${secret_point[$1]#*=}
-    _ask 30 _copied openssl x509 -noout -checkend 0 -in "$file"
-    [ "${answer[0]:-}" = yes ] || _finish "$EXPIRED" "the X.509 proxy of secret ${secret[${secret_point_of[$1]}]} has expired, or is none"
+    _run_quietly 30 openssl x509 -noout -checkend 0 -in "$file" || _finish "$EXPIRED" "the X.509 proxy of secret ${secret[${secret_point_of[$1]}]} has expired, or is none"
 }
 
 _guard_secrets() {  # its stdin ends when the worker does, whatever ended it

@@ -110,5 +110,8 @@ _wipe_remote() {
     local url
     _now
     deadline=$((now_ms + 20000))
-    for url in "${parts[@]}"; do _remote remove "$url" || :; done
+    for url in "${parts[@]}"; do
+        _now
+        [ "$now_ms" -ge "$deadline" ] || _remote remove "$url" || :
+    done
 }

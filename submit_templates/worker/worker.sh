@@ -41,7 +41,7 @@ attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
 declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stage_out]=0)
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null overlay=unknown version_fd='' oci='' oci_fd=''
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_link=''
-secret_dir='' secret_fd='' guard_fd=''
+secret_dir='' secret_fd='' guard_fd='' said_fd=''
 inner_runs='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=() passed=0
 end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
@@ -153,6 +153,7 @@ _on_exit() {
     [ "$BASHPID" = "$$" ] || return 0
     trap - ERR EXIT
     set +Eeu
+    finishing=yes
     exec 1>&3 2>&4
     IFS=$' \t\n'  # the end may come in the middle of a `read` that has another
     for group in HUP INT TERM QUIT USR1 USR2 XCPU PIPE; do trap '' "$group"; done
@@ -176,10 +177,11 @@ _on_exit() {
         exit "$exit_code"
     fi
     [ -z "$inner_runs" ] || _kill_inner
-    [ -z "$oci" ] || _remove_podman
     [ -z "$secret_dir" ] || _remove_secrets
+    [ -z "$oci" ] || _remove_podman
     [ -z "$messages" ] || _read_pipeline
-    _clean
+    [ -z "$lock_fd$lock_link" ] || _unlock_cache
+    _ask 20 _clean
     [ -z "$messages" ] || _send_end
     case $exit_code in "$NO_RUNTIME" | "$NO_IMAGE" | "$CVMFS_BROKEN") _get wait backoff 0 ;; esac
     [ "$wait" = 0 ] || _log "then $wait s of waiting, so that this node does not take job after job"
@@ -188,9 +190,8 @@ _on_exit() {
     exit "$exit_code"
 }
 
-_clean() {  # before the report, so that a full disk has room for it
-    [ -z "$lock_fd$lock_link" ] || _unlock_cache
-    [ -n "$scratch" ] || return 0
+_clean() {  # before the report, so that a full disk has room for it; in a child, because a disk may hang
+    [ -r "$scratch/job.env" ] || return 0  # no job's folder: what is in it is a person's
     [ "$exit_code" = 0 ] || find "$scratch/out" -mindepth 1 ! -name "$job.core.*.$attempt" -delete 2> /dev/null
     [ -n "${FERMIGRID_KEEP:-}" ] || rm -rf -- "$work" "$scratch/.image" "$scratch/.session" 2> /dev/null
 }

@@ -458,6 +458,67 @@ def test_clusters_that_nobody_knows_do_not_hide_the_others(control: Control) -> 
     control.run("kill", "999", code=19)
 
 
+def test_a_damaged_folder_does_not_hide_the_others(control: Control, tmp_path: Path) -> None:
+    control.submit()
+    control.ended()
+    (tmp_path / "bad/job").mkdir(parents=True)
+    bad = Control(tmp_path / "bad", control.more)
+    (bad.root / "sites").symlink_to(tmp_path / "sites")
+    bad.write(SAY)
+    bad.submit(instance="99")
+    wait_for(lambda: bad.status()["state"] == "done", "it does not end")
+    (bad.folder / ".fermigrid/99/result.json").unlink(missing_ok=True)
+    (bad.folder / ".fermigrid/99/ledger.sqlite").write_bytes(b"")
+    out, err = control.run("status", "99", "101", cwd=tmp_path)
+    assert [line.split()[:2] for line in out.splitlines()] == [["99", "unknown"], ["101", "done"]]
+    assert "99: the ledger" in err
+    out, err = control.run("kill", "99", "101", cwd=tmp_path, code=15)
+    assert out.startswith("101 done ")
+    out, _ = control.run("kill", "999", "101", cwd=tmp_path, code=19)
+    assert [line.split()[:2] for line in out.splitlines()] == [["999", "unknown"], ["101", "done"]]
+
+
+def test_a_folder_that_is_not_mounted_now_is_not_forgotten(control: Control, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere/job").mkdir(parents=True)
+    other = Control(tmp_path / "elsewhere", control.more)
+    (other.root / "sites").symlink_to(tmp_path / "sites")
+    other.write(SAY)
+    other.submit(instance="200")
+    other.root.rename(tmp_path / "away")
+    out, err = control.run("status", "--all")
+    assert out.startswith("200 unknown ")
+    assert "is gone" in err
+    (tmp_path / "away").rename(other.root)
+    assert control.run("status", "--all")[0].startswith("200 ")
+    (other.folder).rename(tmp_path / "removed")
+    assert "200 unknown" in control.run("status", "--all")[0]
+    assert control.run("status", "--all")[0] == ""
+
+
+def test_a_try_that_its_successor_took_in_is_not_under_way(control: Control) -> None:
+    control.submit()
+    wait_for(lambda: control.messages() == ["101 end", "101 start"], "it does not end")
+    wait_for(lambda: PATTERN.search(control.start("submit", "--site", "here", instance="102").communicate()[0]), "102")
+    control.ended("102")
+    control.run("status", "--all")
+    assert control.run("status", "--all")[0] == ""
+
+
+def test_a_folder_that_is_not_ours_or_is_gone(control: Control, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    run = ["bash", "-c", 'rmdir "$PWD"; exec "$0" -m fermigrid pipeline status', sys.executable]
+    done = subprocess.run(run, cwd=gone, env=control.environment("1"), capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 14
+    assert "has been removed" in done.stderr
+    before = control.tree()
+    _, err = control.run("submit", "--site", "here", more={"JOBCONTROL_LOGFILE": str(control.folder)}, code=13)
+    assert "is a folder" in err
+    _, err = control.run("submit", "--site", "here", more={"PIPELINE_CONTAINER": "/a:b"}, code=13)
+    assert "PIPELINE_CONTAINER='/a:b'" in err
+    assert control.tree() == before
+
+
 def test_status_of_all_takes_every_result_in_once(control: Control, tmp_path: Path) -> None:
     others = []
     for number in (1, 2, 3):

@@ -76,7 +76,11 @@ def test_the_log_and_what_is_in_out_come_back_and_nothing_else(job_folder: Path)
     with submitted(batch) as handle:
         wait_until_seen(handle, Seen.ENDED)
     files = [path.relative_to(batch.work_dir) for path in batch.work_dir.glob("**/*") if path.is_file()]
-    assert sorted(str(file.relative_to(file.parts[0])) for file in files) == ["job.000000.log", "out/core", "out/job.000000.0.g0"]
+    assert sorted(str(file.relative_to(file.parts[0])) for file in files) == [
+        "job.000000.log",
+        "out/core",
+        "out/job.000000.0.g0",
+    ]
 
 
 def test_late_materialization_runs_every_job_once(job_folder: Path) -> None:

@@ -26,7 +26,7 @@ from tests.pool.batches import states, wait_for, wait_until_seen, write_batch
 from tests.pool.conftest import Pool, call_pool, pool_folder, shared_pool
 from tests.pool.product import CHECKOUT
 
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("schedd")]
+pytestmark = pytest.mark.pool
 LIMIT = 2.0  # s that a call may take here
 
 

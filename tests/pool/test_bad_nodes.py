@@ -9,7 +9,7 @@ import pytest
 
 from tests.pool.product import Product
 
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("worker-at-sites")]
+pytestmark = pytest.mark.pool
 
 SITE = """site: mixed
 title: good nodes, and one without a runtime

@@ -21,7 +21,7 @@ import pytest
 from tests.pool.conftest import START_LIMIT_S, Pool, call_pool, describe
 from tests.pool.test_pool_itself import processes_of
 
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("grid-engines"), pytest.mark.usefixtures("pool")]
+pytestmark = [pytest.mark.pool, pytest.mark.usefixtures("pool")]
 LIMIT_S = 90
 CE = "ce@fermigrid.test"
 

@@ -22,7 +22,7 @@ from tests.pool.batches import last, states, submitted, wait_for, wait_until_see
 from tests.pool.conftest import Pool
 from tests.worker.worker_job import NAME, Done, Job, Pairs, read_log
 
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("worker-at-sites")]
+pytestmark = pytest.mark.pool
 
 HEADS = {
     "worker": {"launch": "worker", "order": "wrapper-outside", "runtime": "apptainer"},

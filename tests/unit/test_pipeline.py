@@ -71,6 +71,7 @@ def test_all_missing_variables_are_named_at_once() -> None:
         ("PIPELINE_FROMADDRESS", "me", "is no mail address"),
         ("JOBCONTROL_LOGFILE", "a\nb", "contains a control character"),
         ("PIPELINE_CONTAINER_BIND", "-B 'x", "cannot be taken apart"),
+        ("PIPELINE_CONTAINER_BIND", "-B /a:b,/c:/d:rx", "'/c:/d:rx' is no bind"),
         ("PIPELINE_CONTAINER_BIN", "apptainer --debug", "is no container runtime"),
         ("PIPELINE_CONTAINER_BIN", "bin/apptainer", "is no container runtime"),
         ("PIPELINE_CONTAINER_BIN", "/usr/bin/docker", "is no runtime that the worker can use"),
@@ -165,6 +166,18 @@ def test_what_belongs_to_the_machine_stays() -> None:
     }  # fmt: skip
 
 
+def test_the_lock_holds_on_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / ".fermigrid").mkdir()
+    (tmp_path / ".fermigrid/lock").symlink_to("/dev/full")
+    with JobFolder(tmp_path).locked(1):
+        pass
+
+
+def test_a_job_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        locate_folder({}, tmp_path / "absent")
+
+
 @pytest.mark.parametrize("name", ["LD_LIBRARY_PATH", "HOME", "BASH_FUNC_x%%"])
 def test_naming_one_of_them_is_an_error(name: str) -> None:
     (said,) = refusal({**GIVEN, name: "x"}, wanted=[name])
@@ -181,6 +194,7 @@ CREDENTIALS = [
     ("GPL_TOKEN", "/looks/like/a/path/but/is/none"),
     ("PIPELINE_DB", f"jdbc:oracle://scott:{CANARY}@db.example.org/x"),
     ("PIPELINE_DB", f"glast/{CANARY}@slacprod"),
+    ("PIPELINE_DB", f"glast:{CANARY}@db.example.org"),
     ("GPL_PROXY", f"-----BEGIN RSA PRIVATE KEY-----\n{CANARY}\n"),
     ("GPL_X", f"eyJhbGciOiJ.eyJzdWIiOiJ.{CANARY}"),
     ("PIPELINE_ARGS", f"a=1,password={CANARY}"),

@@ -107,6 +107,8 @@ def test_a_site_is_named_like_its_file(tmp_path: Path) -> None:
         ("{kind: transfer}", "{kind: xrootd, root: 'root://h//x/'}", "without a slash at its end"),
         ("{kind: transfer}", "{kind: http, root: 'https://h/a b'}", "must be a folder, https://host/path"),
         ("{kind: transfer}", "{kind: http, root: 'https://h/../b'}", "must be a folder, https://host/path"),
+        ("title: Mine", "title: Mine\nmessages: {via: ['http://h/x']}", "is no route"),
+        ("title: Mine", "title: Mine\nmessages: {via: ['smtp://host:port']}", "is no route"),
         ("contact: me", "contcat: me", "contcat: unknown key; did you mean 'contact'?"),
         ("site: mine", "site: mi ne", "may hold only letters"),
         ("title: Mine", "title: Mine\nlocal: {slots: 0}", "local.slots"),
@@ -117,6 +119,12 @@ def test_a_site_is_named_like_its_file(tmp_path: Path) -> None:
 )
 def test_wrong_site_files(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert said in refusal(tmp_path, MINE.replace(old, new))
+
+
+def test_a_list_with_a_wrong_entry_is_not_called_empty(tmp_path: Path) -> None:
+    said = refusal(tmp_path, MINE.replace("{launch: worker}", "{launch: worker, formats: [squash]}"))
+    assert "container.formats[0]: 'squash' is not allowed" in said
+    assert "empty" not in said
 
 
 @pytest.mark.parametrize(

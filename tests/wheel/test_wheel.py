@@ -19,7 +19,6 @@ from tests.docs.transcript import write_local_site
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RUNS = 6
-pytestmark = pytest.mark.xdist_group("wheel")
 
 
 @dataclass(frozen=True)

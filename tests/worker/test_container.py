@@ -21,7 +21,7 @@ from tests.worker.test_payload import DUMP, HOSTILE, seen
 from tests.worker.worker_job import Done, Job, Pairs, finish
 
 __all__ = ["job_folder", "pool", "running_pool"]
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("worker-pool")]
+pytestmark = pytest.mark.pool
 
 FERMI = 20001
 AS_FERMI = ["setpriv", "--reuid", str(FERMI), "--regid", str(FERMI), "--init-groups"]

@@ -117,7 +117,6 @@ def test_nothing_of_the_host_in_a_rehearsal(make_job: MakeJob) -> None:
 
 
 @pytest.mark.pool
-@pytest.mark.xdist_group("worker-pool")
 @pytest.mark.parametrize("way", ["outside", "inside", "site", "podman", "podman inside"])
 def test_nothing_of_the_host_in_a_container(node: Node, way: str) -> None:
     head = {"outside": OUTSIDE, "inside": INSIDE, "site": {"launch": "site"}, "podman": PODMAN}.get(way)
@@ -136,7 +135,6 @@ def test_nothing_of_the_host_in_a_container(node: Node, way: str) -> None:
 
 
 @pytest.mark.pool
-@pytest.mark.xdist_group("worker-pool")
 @pytest.mark.parametrize("head", [OUTSIDE, INSIDE, PODMAN], ids=["outside", "inside", "podman"])
 def test_the_user_is_the_same_inside(node: Node, head: dict[str, str]) -> None:
     """By name and by number: services such as XRootD decide by it."""
@@ -232,7 +230,6 @@ def test_what_it_leaves_running_does_not_hold_the_job(make_job: MakeJob, tmp_pat
 
 
 @pytest.mark.pool
-@pytest.mark.xdist_group("worker-pool")
 @pytest.mark.parametrize("head", [OUTSIDE, INSIDE], ids=["outside", "inside"])
 def test_it_brings_the_runtime_of_a_site(node: Node, head: dict[str, str]) -> None:
     """The runtime is where only the preamble's PATH leads."""

@@ -16,7 +16,7 @@ from tests.worker.test_phases import INSTANCE, kill_all, number, processes_of, w
 from tests.worker.worker_job import Done, Job, Pairs, finish
 
 __all__ = ["job_folder", "node", "pool", "running_pool"]
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("worker-pool")]
+pytestmark = pytest.mark.pool
 
 HEADS = {"worker": OUTSIDE, "inside": INSIDE}
 OUT: Pairs = [("out", "a"), ("out.to", "a"), ("out", "b"), ("out.to", "b")]

@@ -22,7 +22,7 @@ from tests.worker.test_runtimes import image_file, in_mounts
 from tests.worker.worker_job import Done, Job, Pairs, finish
 
 __all__ = ["job_folder", "node", "pool", "running_pool"]
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("worker-pool")]
+pytestmark = pytest.mark.pool
 
 PODMAN = {"launch": "worker", "order": "wrapper-outside", "runtime": "podman"}
 INSIDE = PODMAN | {"order": "wrapper-inside"}

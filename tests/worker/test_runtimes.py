@@ -23,7 +23,7 @@ from tests.worker.test_container import (
 from tests.worker.worker_job import Done, finish
 
 __all__ = ["job_folder", "node", "pool", "running_pool"]
-pytestmark = [pytest.mark.pool, pytest.mark.xdist_group("worker-pool")]
+pytestmark = pytest.mark.pool
 
 FAKE = Path(__file__).with_name("singularity3")
 MARKER = ("image.marker", "light-1")

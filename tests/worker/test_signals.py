@@ -168,10 +168,10 @@ def test_term_at_any_instant_gives_one_report(make_job: MakeJob) -> None:
 
 
 def test_a_signal_that_comes_while_another_is_passed_on(worker_bash: Callable[..., bytes], tmp_path: Path) -> None:
-    (tmp_path / "started.run").touch()
+    (tmp_path / "started").write_text("ok\n")
     script = """
     control=$1 phase=payload payload_group=999999999 pending=(XCPU) kill_at=0
-    exec 3>&1 4>&2 {pipe_fd}<> <(:)
+    exec 3>&1 4>&2 {pipe_fd}<> <(:) {said_fd}< "$1/started"
     trap '_on_signal TERM 15' TERM
     kill() { echo "$1"; [ "$1" != -XCPU ] || builtin kill -TERM $$; }
     _forward 2> /dev/null; _forward 2> /dev/null
