@@ -112,7 +112,7 @@ _ending_signal() {  # -> true, and `ending` its number, when a signal has come t
 # child, one can be lost. Kills the group when `kill_at` comes, and gives up 5 s later: a dead mount makes processes unkillable.
 _await() {  # GROUP -> its status
     local nap=1 pause status=0
-    while kill -0 "$1" 2> /dev/null; do
+    while _lives "$1"; do
         [ ${#pending[@]} = "$passed" ] || _forward
         if [ "$end_by" != 0 ]; then
             _now
@@ -125,13 +125,21 @@ _await() {  # GROUP -> its status
         fi
         printf -v pause '0.%03d' "$nap"
         read -r -t "$pause" -u "$pipe_fd" _ || :
-        # bash that was told to end in the middle of a `read` does not hear of a child's end
-        { [ -z "$finishing" ] || ! read -r pause < "/proc/$1/stat" || [[ $pause != *') Z '* ]] || break; } 2> /dev/null
         nap=$((nap < 470 ? nap + nap / 16 + 1 : 499))
     done
     kill_at=0
     wait "$1" 2> /dev/null || status=$?
     return "$status"
+}
+
+# Not by `kill -0` alone: a `read` with a time limit can leave bash deaf to the ends of its children (5.2, SIGCHLD stays blocked), and
+# they stay zombies until `wait` asks. The leader of a runtime's threads may be a zombie while they live.
+_lives() {  # PID
+    local line tasks
+    { read -r line < "/proc/$1/stat"; } 2> /dev/null || { kill -0 "$1" 2> /dev/null; return; }
+    [[ ${line##*) } == Z* ]] || return 0
+    tasks=("/proc/$1/task"/*)
+    [ ${#tasks[@]} -gt 1 ]
 }
 
 _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took longer (0: no limit)
@@ -187,7 +195,7 @@ _ask() {  # SECONDS COMMAND... (0: no limit)
             break
         else
             half+=$line line=''  # on a busy machine the second may end in the middle of a line
-            kill -0 "$asked" 2> /dev/null || gone=yes
+            _lives "$asked" || gone=yes
         fi
     done
     asked=''

@@ -219,7 +219,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("how", ["--shared", "--transfer"])
 def test_every_value_arrives_as_it_was(control: Control, how: str) -> None:
-    control.write("env -0 > seen.env; base64 -w0 seen.env\n")
+    control.write("env -0 > seen.env; base64 -w0 seen.env; echo\n")
     secret = {"GPL_TOKEN": "canary-4711", "PYTHONHOME_X": "canary-4711", "OTHER": "canary-4711"}
     control.submit(how, "--env", "RUN_*", more={**HOSTILE, **secret, "LD_LIBRARY_PATH": "/canary-4711"})
     assert control.ended()["state"] == "done"

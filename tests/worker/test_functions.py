@@ -165,3 +165,18 @@ def test_forbidden_constructs_of_newer_bash() -> None:
         if re.search(pattern, line.split(" # ")[0])
     ]
     assert found == []
+
+
+DEAF = """
+exec {pipe_fd}<> <(:)
+trap 'trap - TERM; _run 0 sh -c "sleep 0.2; exit 7" || echo "run $?"
+    _ask 0 sh -c "kill -9 \\$PPID" || echo "ask $?"; exit 0' EXIT
+trap 'exit 3' TERM
+( sleep 0.2; kill -TERM "$$" ) &
+read -r -t 10 -u "$pipe_fd" _
+"""
+
+
+def test_a_bash_that_is_deaf_to_its_children(worker_bash: Bash) -> None:
+    """A trap that leaves a `read` leaves SIGCHLD blocked in bash 5.2; it also happens, rarely, without any trap."""
+    assert worker_bash(DEAF).decode().splitlines() == ["run 7", "ask 1"]
