@@ -6,6 +6,29 @@
 # It finds or starts the container, stages in, runs the payload, stages out, and ends its stdout with one line, the report,
 # in every case. The contract is docs/architecture.md, the manual docs/reference/worker.md. bash 4.1 or later, coreutils, curl or wget.
 #
+# Read _main, _do_job and _on_exit here first: they are the whole flow. Then the part you need (* only in batches that need it):
+#   base          time, the log, phases, ways out, signals, children: _run (polled, stdout passes) and _ask (answers, may hang)
+#   describe      job.env and the job's row, checked: set_of, args, in_*, out_*
+#   preamble *    the site's own lines before a runtime is looked for
+#   container     where the worker is; the runtime and its command line; what to try when a container does not start
+#   oci *         podman in a runtime's place
+#   mounts        automounts woken, binds and software checked, broken CVMFS told from a payload's failure
+#   image         the ladder of the image's sources; fetch: one file over HTTP; and cache *, unpack *, registry *
+#   secrets *     copies for this job alone, and the guard that removes them
+#   stage_in      bundle and inputs; deadlines and tries, for stage-out too; adler32 *
+#   payload       its environment, the launcher that proves the container, its signals and its end
+#   messages *    start and end messages of the Fermi pipeline
+#   inside *      order wrapper-inside: this file, started again in the container
+#   stage_out     the outputs, to out/ or (stage_names *) to their names: stage_posix *, stage_remote *; core files
+#   report        the JSON
+#
+# Time: `end_by` is the walltime's end, `kill_at` the end of the child that _await polls (a limit, or the grace time), `deadline`
+# that of all files of a stage, or of one image; all in milliseconds of _now, 0 for none.
+# Signals: at once, but in a stretch in which `critical` is not empty they wait for _calm, in phase payload they go to the payload
+# (`pending`, of which `passed` are done), and once `finishing` they only get into the report.
+# bash's scope is dynamic: a `local` is seen, and set, by all that is called from there. A function that runs another one by name
+# (_run, _ask, _retry) has as few locals as it can.
+#
 # Conventions: functions that find something out leave it in a global variable named in their comment, because every $( )
 # is a fork. `_finish CODE WORDS` is the only way out; the EXIT trap cleans and reports. Data of a person is never evaluated.
 # shellcheck disable=SC2016  # the launcher's text has dollars of its own
@@ -148,6 +171,8 @@ _set_traps() {  # and keeps the true stdout and stderr for the end, which may co
     trap '' PIPE
 }
 
+# The order: nothing of the payload runs on; unfinished outputs (their removal may need secrets); what the payload said, while its
+# folder is there; secrets; the rest; messages; the report, last. Each step has a limit, because HTCondor loses patience.
 _on_exit() {
     local status=$? group wait=0
     [ "$BASHPID" = "$$" ] || return 0
