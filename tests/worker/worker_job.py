@@ -68,7 +68,7 @@ class Job:
         shard = encode_row([*identity, *(("arg", arg) for arg in self.args), *self.row]).encode() + b"\n"
         name = f"s0000-{hashlib.sha256(shard).hexdigest()[:32]}.rows"
         (self.scratch / name).write_bytes(shard)
-        return ["/bin/bash", "-p", "./worker.sh", "run", NAME, name, "1", BATCH]  # not by its name: "text file busy"
+        return ["./worker.sh", "run", NAME, name, "1", BATCH]
 
     def _common(self) -> Pairs:
         common = [("format", "1"), ("campaign", "P400"), ("step", "clump"), ("site", "test"), ("block", "b0000")]
@@ -92,7 +92,7 @@ class Job:
     def start(self, *, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """The worker, running, with its stdout and stderr in pipes."""
         return subprocess.Popen(
-            [*prefix, *self.write()],
+            [*prefix, "/bin/bash", "-p", *self.write()],  # not by its name alone: "text file busy" beside other tests
             cwd=self.scratch,
             env={"PATH": os.environ["PATH"], "USER": "fermi", **(env or {})},
             stdin=subprocess.DEVNULL,
