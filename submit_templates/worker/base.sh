@@ -136,10 +136,11 @@ _await() {  # GROUP -> its status
 # they stay zombies until `wait` asks. The leader of a runtime's threads may be a zombie while they live.
 _lives() {  # PID
     local line tasks
-    { read -r line < "/proc/$1/stat"; } 2> /dev/null || { kill -0 "$1" 2> /dev/null; return; }
-    [[ ${line##*) } == Z* ]] || return 0
-    tasks=("/proc/$1/task"/*)
-    [ ${#tasks[@]} -gt 1 ]
+    if { read -r line < "/proc/$1/stat"; } 2> /dev/null; then
+        [[ ${line##*) } != Z* ]] || { tasks=("/proc/$1/task"/*); [ ${#tasks[@]} -gt 1 ]; }
+    else
+        kill -0 "$1" 2> /dev/null
+    fi
 }
 
 _run() {  # SECONDS COMMAND... ; signals are answered at once; 137 when it took longer (0: no limit)

@@ -13,7 +13,7 @@ _remote() {  # put|there|move|remove|make URL [FILE or URL] -> problem, hopeless
             make) command=(-X MKCOL) ;;
         esac
         _heard curl -q -sS -f -g -o /dev/null --connect-timeout 20 --speed-limit 1 --speed-time 300 "${command[@]}" -- "$2"
-        return
+        return "$?"
     fi
     case $1 in
         put) command=(xrdcp --nopbar --force --posc --path --cksum adler32 "$3" "$2") ;;
