@@ -189,7 +189,8 @@ class Node:
         argv = job.write()
         for path in (job.scratch, *job.scratch.iterdir()):
             os.chown(path, UID if user == "fermi" else 0, UID if user == "fermi" else 0)
-        return self.start(*argv, user=user, env={"USER": user, **(env or {})}, folder=job.scratch)
+        # not by its name alone: "text file busy" when another thread makes a job at the same time
+        return self.start("/bin/bash", "-p", *argv, user=user, env={"USER": user, **(env or {})}, folder=job.scratch)
 
     def processes(self) -> list[str]:
         """`PID STATE COMMAND` of each process in the node but its first."""
