@@ -35,7 +35,7 @@ def seconds(*argv: str | Path, cwd: Path) -> float:
 def most_processes(stop: threading.Event, found: list[int]) -> None:
     """The most processes at one time, besides those that were there; and the most memory that they took, in MB."""
     before, free = len(list(Path("/proc").glob("[0-9]*"))), available()
-    while not stop.wait(0.1):
+    while not stop.wait(0.25):
         found[0] = max(found[0], len(list(Path("/proc").glob("[0-9]*"))) - before)
         found[1] = max(found[1], (free - available()) // 1024)
 
@@ -83,7 +83,6 @@ def main() -> None:
         for number in range(JOBS):
             (base / str(number)).mkdir()
         lock = seconds("bash", "-c", AT_ONCE, "bash", str(JOBS), "bash", "-c", LOCKED, "bash", base / "file", cwd=base)
-        separate = seconds("bash", "-c", AT_ONCE, "bash", str(SAMPLE), "curl", "-sSf", "-o", "file", url, cwd=base)
         server.requests.clear()
         stop, most = threading.Event(), [0, 0]
         watcher = threading.Thread(target=most_processes, args=(stop, most))
@@ -91,17 +90,19 @@ def main() -> None:
         took, rungs = storm(server, base / "storm", JOBS)
         stop.set()
         watcher.join()
+        asked = len(server.requests)
         images = list((base / "storm/cache").rglob("*.sif"))
         whole = [sha256(image.read_bytes()) == sha256(server.content) for image in images] == [True]
+        separate = seconds(
+            "bash", "-c", AT_ONCE, "bash", str(SAMPLE), "curl", "-sSf", "-o", "file", url, cwd=base
+        )  # last: its writing to disk goes on
     shutil.rmtree(base)
     print(f"one curl {curl:.2f} s, its digest {digest:.2f} s; one worker, from its start to the image {one:.2f} s")
     print(f"floor: {JOBS} processes that take a lock {lock:.2f} s; {SAMPLE} separate downloads {separate:.2f} s")
     print(
         f"{JOBS} workers at once: {took:.2f} s, {took / (curl + digest):.1f} times a download with its digest, {took / one:.1f} times one worker"
     )
-    print(
-        f"  {len(server.requests)} GET, {rungs.count('http')} downloaded, {rungs.count('cache')} waited; whole: {whole}"
-    )
+    print(f"  {asked} GET, {rungs.count('http')} downloaded, {rungs.count('cache')} waited; whole: {whole}")
     print(f"  at most {most[0]} processes ({most[0] / JOBS:.1f} a job) and {most[1]} MB")
 
 

@@ -64,4 +64,4 @@ def _code(line: str) -> list[str]:
     comment = _COMMENT.fullmatch(bare)
     if comment and not any(comment["code"].count(quote) % 2 for quote in "\"'"):
         bare = comment["code"]
-    return [bare] if bare else []
+    return [bare.replace("> /dev/null", ">/dev/null")] if bare else []

@@ -212,11 +212,14 @@ _answer() {
 }
 
 _sha256() {  # FILE... -> answer: their digests in order, empty for one that cannot be read
-    local i left lines=()
+    local i left lines=() tool=sha256sum
     answer=()
     [ $# -gt 0 ] || return 0
+    # one file is likely a large one, and openssl knows the processor's own instructions: a quarter of the time
+    [ $# != 1 ] || ! command -v openssl > /dev/null || tool='openssl dgst -sha256 -r'
     _left
-    if ! _ask "$left" sha256sum -- "$@" || [ ${#answer[@]} != $# ]; then
+    # shellcheck disable=SC2086
+    if ! _ask "$left" $tool -- "$@" || [ ${#answer[@]} != $# ]; then
         for i in "$@"; do _ask "$left" sha256sum -- "$i" || :; lines+=("${answer[0]:-}"); done
         answer=("${lines[@]}")
     fi
@@ -227,7 +230,7 @@ _sha256() {  # FILE... -> answer: their digests in order, empty for one that can
 }
 
 _size() {  # FILE -> size; empty when there is none
-    size=$(stat -L -c %s -- "$1" 2> /dev/null) || size=''
+    size=$(exec stat -L -c %s -- "$1" 2> /dev/null) || size=''
 }
 
 _quote() {  # TEXT -> quoted, one word of any Bourne shell

@@ -45,7 +45,7 @@ _use_cached() {  # FILE -> image; 2: it is not there
     local stamp='' state name=${1##*/}
     { [ -f "$1" ] || [ -d "$1" ]; } && [ ! -L "$1" ] && _hold "$1" || return 2
     [ ! -O "$1.$EUID.stamp" ] || read -r stamp 2> /dev/null < "$1.$EUID.stamp" || :
-    if [ -d "$1" ]; then state=$stamp; else state=$(stat -c "$STATE" -- "$1" 2> /dev/null) || :; fi
+    if [ -d "$1" ]; then state=$stamp; else state=$(exec stat -c "$STATE" -- "$1" 2> /dev/null) || :; fi
     [ -n "$state" ] || return 2
     if [ "$stamp" != "$state" ]; then
         _log "the cached image does not fit its stamp: its digest is taken again"
@@ -98,11 +98,13 @@ _lock_cache() {  # SECONDS FILE; false when the lock does not come, or FILE does
     exec {lock_fd}< "$cache_dir"
     until flock -x -n "$lock_fd"; do
         [ $? = 1 ] && _now && left=$(((end - now_ms + 999) / 1000)) && [ "$left" -gt 0 ] || { _unlock_cache; return 1; }
-        _ask 0 flock -s -w "$left" "$cache_dir" true || :  # a shared one: all who wait are woken at once
+        _ask 0 _wait_for_lock "$left" || :
         [ ! -e "$2" ] || { _unlock_cache; return 1; }
         _sleep "0.$RANDOM"
     done
 }
+
+_wait_for_lock() { flock -s -w "$1" 9 9< "$cache_dir"; }  # SECONDS; a shared one: all who wait are woken at once
 
 _lock_by_name() {  # without flock: a link that says whose it is; one of a dead process, or too old, is removed
     local space held

@@ -156,7 +156,7 @@ _start_payload() {  # COMMAND... -> status
 }
 
 _run_payload() {
-    local status=0 tries=0 said='' why target command=()
+    local status=0 tries=0 said='' early='' why target command=()
     _phase payload
     while :; do
         tries=$((tries + 1))
@@ -170,6 +170,7 @@ _run_payload() {
         fi
         [ -z "$inner_runs" ] || _take_inner_report
         read -r -u "$said_fd" said || :
+        [ "$early$status" != yes137 ] || said=''  # it said so as it was killed
         case $said in
             'ok '*) break ;;
             image*) _finish "$IMAGE_DAMAGED" "the container is not the image ${set_of[image]}: ${said#image }" ;;
@@ -193,7 +194,7 @@ _forward() {  # pending signals to the payload, once it runs; those that end a j
     local name grace
     if [ -z "$payload_group" ]; then return 0; fi
     if [ ! -s "/dev/fd/$said_fd" ]; then
-        ! _ending_signal || kill -KILL -- "-$payload_group" 2> /dev/null || :
+        ! _ending_signal || { early=yes; kill -KILL -- "-$payload_group" 2> /dev/null; } || :
         return 0
     fi
     while [ "$passed" -lt ${#pending[@]} ]; do  # never emptied: a signal that comes in between would be lost
