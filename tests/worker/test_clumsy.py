@@ -80,7 +80,7 @@ def test_an_image_that_came_late_is_not_taken_for_damaged(worker_bash: Bash, tmp
     """Its digest takes longer than what is left of the time for downloads."""
     (tmp_path / "part").write_bytes(b"x")
     script = """part=$1/part; set_of[image.sha256]=$(sha256sum < "$part"); set_of[image.sha256]=${set_of[image.sha256]%% *}
-    sha256sum() { sleep 3; command sha256sum "$@"; }
+    sha256sum() { sleep 3; command sha256sum "$@"; }; openssl() { sleep 3; command openssl "$@"; }
     late() { local deadline; _now; deadline=$((now_ms + 500)); _check_download; }; late && echo whole"""
     assert worker_bash(script, str(tmp_path)) == b"whole\n"
 

@@ -111,6 +111,11 @@ class Place:
         (self.folder / "tools" / tool).write_text(text)
         (self.folder / "tools" / tool).chmod(0o755)
 
+    def hang_digest(self, pattern: str) -> None:
+        """The same for taking a file's digest, with whatever program."""
+        for tool in ("sha256sum", "openssl"):
+            self.hang(tool, pattern)
+
     def job(self, name: str = "job", **what: Any) -> Job:
         what["settings"] = [*self.common, *what.get("settings", [])]
         return Job(self.folder / name, **what)
@@ -176,7 +181,7 @@ WRITE = ["/bin/sh", "-c", "echo a > a; echo b > b"]
 
 
 def describe(place: Place) -> Job:
-    place.hang("sha256sum", "*s0000*")
+    place.hang_digest("*s0000*")
     return place.job()
 
 
@@ -244,7 +249,7 @@ def payload(place: Place) -> Job:
 
 
 def hashing(place: Place) -> Job:
-    place.hang("sha256sum", "*work/a*")
+    place.hang_digest("*work/a*")
     return place.job(args=WRITE, row=OUT)
 
 
@@ -258,7 +263,7 @@ def posix(place: Place) -> Job:
 
 
 def checking(place: Place) -> Job:
-    place.hang("sha256sum", "*/root/*")
+    place.hang_digest("*/root/*")
     return posix(place)
 
 
