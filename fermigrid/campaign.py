@@ -46,6 +46,13 @@ def _absolute(text: str) -> str:
     return text
 
 
+def _line(text: str) -> str:
+    if any(ord(char) < 32 and char != "\t" for char in text):
+        raise ValueError("must be one line without control characters")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_line)]
 Word = Annotated[str, AfterValidator(_word)]
 Variable = Annotated[str, AfterValidator(_variable)]
 BindPath = Annotated[str, AfterValidator(_absolute)]
@@ -119,12 +126,13 @@ class Split(Model):
 
 
 class Resources(Model):
-    """What one job needs."""
+    """What one job needs; `output`: the bytes that it is expected to publish."""
 
     cpus: Annotated[int, Field(ge=1, le=1024)] = 1
     memory: Bytes = parse_bytes("2 GiB")
     disk: Bytes = parse_bytes("4 GiB")
     walltime: Seconds = parse_seconds("4 h")
+    output: Bytes | None = None
 
 
 class Step(Model):

@@ -16,7 +16,8 @@ from fermigrid.image import Http, Image, Software
 from fermigrid.placeholder import compile_text
 from fermigrid.quoting import encode_field
 from fermigrid.runs import Run
-from fermigrid.site import Secret, Site, SiteImage
+from fermigrid.secret import Secret
+from fermigrid.site import Site, SiteImage
 from fermigrid.split import count_jobs, pieces_of
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def _software_fields(name: str, software: Software) -> Iterator[tuple[str, str]]
 
 
 def _secret_fields(name: str, secret: Secret) -> Iterator[tuple[str, str]]:
-    yield from (("secret", name), ("secret.from", secret.source))
+    yield from (("secret", name), ("secret.from", secret.source or ""))
     yield from (("secret.point", f"{variable}={where}") for variable, where in secret.point.items())
     yield from (("secret.set", f"{variable}={value}") for variable, value in secret.environment.items())
 

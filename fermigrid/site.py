@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
-from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Resources, Seconds, Variable, Word
+from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Line, Resources, Seconds, Variable, Word
 from fermigrid.config import Model, Source, load, nearest
 from fermigrid.errors import ConfigError, NotFound, Problem
+from fermigrid.grid import Grid
 from fermigrid.image import Catalogue
+from fermigrid.secret import Secret
 from fermigrid.units import parse_bytes, parse_seconds
 
 _ROUTE = re.compile(
@@ -52,24 +54,26 @@ def check_runtime(text: str) -> str:
     return text
 
 
-def _line(text: str) -> str:
-    if any(ord(char) < 32 and char != "\t" for char in text):
-        raise ValueError("must be one line without control characters")
+def check_version(text: str) -> str:
+    """`apptainer 1.3` or `singularity 3.8`, given back. Raises ValueError."""
+    if not re.fullmatch(r"(?:apptainer|singularity) [0-9]+(?:\.[0-9]+){0,2}", text):
+        raise ValueError("is no runtime with its version, such as apptainer 1.3 or singularity 3.8")
     return text
 
 
 Option = Annotated[str, AfterValidator(_option)]
-Line = Annotated[str, AfterValidator(_line)]
 
 
 class Htcondor(Model):
-    """How to reach the schedd and what its pool needs said."""
+    """How to reach the schedd, and what its pool needs said (`attributes`: strings, `expressions`: of ClassAds)."""
 
     schedd: str | None = None
     pool: str | None = None
     shared_filesystem: bool = False
     requirements: str | None = None
     attributes: dict[Variable, str] = {}
+    expressions: dict[Variable, Line] = {}
+    grid: Grid | None = None
     late_above: Annotated[int, Field(ge=0)] = 1000
     max_materialize: Annotated[int, Field(ge=1)] = 5000
     max_idle: Annotated[int, Field(ge=1)] = 1000
@@ -105,13 +109,15 @@ class Container(Model):
 
     launch: Literal["site", "worker"]
     order: Literal["wrapper-inside", "wrapper-outside"] = "wrapper-outside"
-    dialect: Literal["self-healing", "plain", "none"] = "none"
+    dialect: Literal["self-healing", "plain", "universe", "none"] = "none"
     vacate_counter: str = "NumVacatesByReason.SingularityTestFailed"
     runtimes: tuple[Annotated[str, AfterValidator(check_runtime)], ...] = ("apptainer", "singularity")
     options: tuple[Option, ...] = ()
     formats: Annotated[tuple[Literal["directory", "sif"], ...], Field(min_length=1)] = ("directory", "sif")
     preamble: tuple[Line, ...] = ()
+    oldest: Annotated[str, AfterValidator(check_version)] | None = None
     binds_anywhere: bool = True
+    scratch: BindPath | None = None
     workdir: BindPath = "/srv"
     rehearsal: bool = False
     registry: bool = False
@@ -122,30 +128,21 @@ class Container(Model):
     @model_validator(mode="after")
     def _fits(self) -> Container:
         if self.launch == "site" and self.dialect == "none":
-            raise ValueError("launch: site needs a dialect (self-healing or plain) to ask the site for the container")
+            raise ValueError(
+                "launch: site needs a dialect (self-healing, plain or universe) to ask the site for the container"
+            )
         if self.launch == "worker" and self.dialect != "none":
             raise ValueError("launch: worker starts the container itself: dialect must be none")
         return self
 
 
-class Secret(Model):
-    """A secret or configuration set that the site holds: a folder or file on its nodes, staged privately for each job.
-
-    `point`: variable -> path below the staged folder (`TNS_ADMIN: .`). `environment`: plain settings that go with it.
-    """
-
-    kind: Literal["path"]
-    source: BindPath = Field(alias="from")
-    point: dict[Variable, str] = {}
-    environment: Environment = {}
-
-
 class Output(Model):
     """Where outputs go: `transfer` back with the job, `posix`: a folder of the site's file system, `xrootd` and `http`
-    (WebDAV): a folder of a server."""
+    (WebDAV): a folder of a server. `quota`: what is left there for one campaign, where it is known."""
 
     kind: Literal["transfer", "posix", "xrootd", "http"]
     root: str | None = None
+    quota: Bytes | None = None
 
     @model_validator(mode="after")
     def _root(self) -> Output:
@@ -211,6 +208,7 @@ class Site(Model):
     """A site file."""
 
     site: Word
+    extends: Word | None = None
     title: str
     contact: str
     manual: str

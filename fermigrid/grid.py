@@ -1,0 +1,73 @@
+"""The model of HTCondor's grid universe in a site file: what takes the jobs behind the schedd."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, model_validator
+
+from fermigrid.campaign import Line, Variable, Word
+from fermigrid.config import Model
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.@-]+(?::[0-9]{1,5})?", text):
+        raise ValueError("is no name of a host or daemon: host, host:port or name@host")
+    return text
+
+
+def _service(text: str) -> str:
+    if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._/-]*)?", text):
+        raise ValueError("is no http(s) URL of a service")
+    return text
+
+
+def _project(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]*", text):
+        raise ValueError("is no account of a batch system: letters, digits and . _ : @ -")
+    return text
+
+
+def _batch_option(text: str) -> str:
+    if not re.fullmatch(r"--?[A-Za-z0-9][A-Za-z0-9_=,.:/+@-]*(?: [A-Za-z0-9_=,.:/+@\[\]>-]+)?", text):
+        raise ValueError("is no option of a batch system that HTCondor carries unchanged: -x, -x value, --name=value")
+    return text
+
+
+class Grid(Model):
+    """HTCondor's grid universe: the schedd hands the jobs on to another system (`grid_resource`).
+
+    `condor`: an HTCondor-CE or another schedd (`ce`, and its collector `pool`). `slurm`, `lsf`, `pbs`, `sge`: a batch
+    system whose commands the schedd's machine has, and with which it shares the run folder (HTCondor's blahp). `arc`:
+    an ARC CE (`url`). `attributes`: what the other side's job ad gets (`+remote_NAME`), as ClassAd expressions.
+    """
+
+    kind: Literal["condor", "slurm", "lsf", "pbs", "sge", "arc"]
+    ce: Annotated[str, AfterValidator(_host)] | None = None
+    pool: Annotated[str, AfterValidator(_host)] | None = None
+    url: Annotated[str, AfterValidator(_service)] | None = None
+    queue: Word | None = None
+    project: Annotated[str, AfterValidator(_project)] | None = None
+    options: tuple[Annotated[str, AfterValidator(_batch_option)], ...] = ()
+    attributes: dict[Variable, Line] = {}
+
+    @property
+    def is_batch(self) -> bool:
+        """Is it a batch system on the schedd's own file system?"""
+        return self.kind in ("slurm", "lsf", "pbs", "sge")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Grid:
+        needed = {"condor": ("ce", "pool"), "arc": ("url",)}.get(self.kind, ())
+        for name in ("ce", "pool", "url"):
+            if name in needed and getattr(self, name) is None:
+                raise ValueError(f"kind: {self.kind} needs {name}")
+            if name not in needed and getattr(self, name) is not None:
+                raise ValueError(f"kind: {self.kind} has no {name}")
+        for name in ("queue", "project", "options"):
+            if getattr(self, name) and not self.is_batch:
+                raise ValueError(f"{name} is for batch systems (slurm, lsf, pbs, sge); kind: {self.kind} has none")
+        if self.attributes and self.kind != "condor":
+            raise ValueError("attributes are for kind: condor")
+        return self
