@@ -39,9 +39,10 @@ wheel-test: $(STAMP) ## the wheel in an empty venv, outside the checkout
 bench: $(STAMP) ## benchmarks, each against its floor in the same run
 	ci/bench
 
-golden: $(STAMP) ## write the golden files and the fault matrix anew; look at the diff before you commit it
+golden: $(STAMP) ## write the golden files, the fault matrix and the JSON Schemas anew; look at the diff before you commit it
 	$(BIN)/python -m pytest tests/golden -q --update-golden
 	$(BIN)/python -m tests.worker.faults --write
+	$(BIN)/python -m tests.schemas --write
 
 clean: ## stop the pool of this checkout and remove what was made here
 	-ci/pool clean

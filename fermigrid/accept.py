@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import shutil
+import stat
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 
 from fermigrid.errors import FermigridError
 from fermigrid.ledger import Ledger, PackedLogs
+from fermigrid.plainfile import open_plain, read_plain, real_folder
+from fermigrid.planfolder import open_of_plan
+from fermigrid.quoting import decode_lines, decode_row
 from fermigrid.records import BatchRecord, JobRecord
-from fermigrid.report import TAIL_BYTES, NoReport, Report, outputs_of, parse_report, verdict
+from fermigrid.report import TAIL_BYTES, NoReport, Output, Report, outputs_of, parse_report, verdict
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import State
 from fermigrid.submit import rendered
 
 CHUNK = 500  # jobs judged in one transaction
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The outputs of a job by its plan, (local name, final name), and whether they come back with it."""
+
+    outputs: tuple[tuple[str, str], ...]
+    come_back: bool
 
 
 class Items:
@@ -29,12 +44,32 @@ class Items:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._files: dict[str, tuple[bytes, array[int]]] = {}
+        self._shard: tuple[tuple[str, str], list[str]] = ("", ""), []
+        self._come_back: dict[str, bool] = {}
 
     def get(self, batch: BatchRecord, index: int) -> tuple[str, str]:
         """(job name, shard file) of the job with this index."""
-        data, starts = self._read(batch)
-        name, shard, _ = data[starts[index] : starts[index + 1]].decode("ascii").split()
+        name, shard, _ = self._line(batch, index)
         return name, shard
+
+    def declared(self, batch: BatchRecord, index: int) -> Declared:
+        """The outputs that the plan gives to the job with this index."""
+        _, shard, row = self._line(batch, index)
+        plan = rendered(self._folder, batch).plan_dir
+        if self._shard[0] != (batch.id, shard):
+            with open_of_plan(plan, f"shards/{shard}") as file:
+                self._shard = (batch.id, shard), file.read().decode().split("\n")
+        if batch.id not in self._come_back:
+            with open_of_plan(plan, "job.env") as file:
+                self._come_back[batch.id] = ("output.kind", "transfer") in decode_lines(file.read().decode())
+        fields = decode_row(self._shard[1][int(row) - 1])
+        names = [value for key, value in fields if key == "out"]
+        places = [value for key, value in fields if key == "out.to"]
+        return Declared(tuple(zip(names, places, strict=True)), self._come_back[batch.id])
+
+    def _line(self, batch: BatchRecord, index: int) -> list[str]:
+        data, starts = self._read(batch)
+        return data[starts[index] : starts[index + 1]].decode("ascii").split()
 
     def find(self, batch: BatchRecord, name: str) -> int | None:
         """The index of the job with this name, or None."""
@@ -52,7 +87,8 @@ class Items:
 
     def _read(self, batch: BatchRecord) -> tuple[bytes, array[int]]:
         if batch.id not in self._files:
-            data = (rendered(self._folder, batch).plan_dir / "items.txt").read_bytes()
+            with open_of_plan(rendered(self._folder, batch).plan_dir, "items.txt") as file:
+                data = file.read()
             starts = array("Q", [0])
             starts.extend(match.end() for match in re.finditer(b"\n", data))
             self._files[batch.id] = data, starts
@@ -73,7 +109,7 @@ def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> tuple[int, 
         for job in ended:
             log = items.log(batches[job.batch], job.index)
             try:
-                judged.append(judge(job, log))
+                judged.append(judge(job, log, items.declared(batches[job.batch], job.index)))
             except OSError as error:
                 problems.append(f"{job.name}: its log cannot be read: {error}")
                 continue
@@ -85,7 +121,7 @@ def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> tuple[int, 
     return total, problems
 
 
-def judge(job: JobRecord, log: Path) -> tuple[JobRecord, Report | None]:
+def judge(job: JobRecord, log: Path, declared: Declared) -> tuple[JobRecord, Report | None]:
     """A job that ended -> DONE or FAILED, by its report and by the outputs that came back with it.
 
     Raises OSError when its log is there and cannot be read.
@@ -95,14 +131,14 @@ def judge(job: JobRecord, log: Path) -> tuple[JobRecord, Report | None]:
     except NoReport as error:
         code = f" (exit code {job.code})" if job.code else ""
         return replace(job, state=State.FAILED, reason=f"{error}{code}"), None
-    why = verdict(report) or _missing_output(report, log.parent / "out")
+    why = verdict(report) or _wrong_output(report, declared, log.parent)
     state = State.FAILED if why else State.DONE
     return replace(job, state=state, reason=why, host=report.host, code=str(report.exit)), report
 
 
 def _tail(log: Path) -> bytes:
     try:
-        with log.open("rb") as file:
+        with open_plain(log) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
             return file.read()
@@ -110,25 +146,44 @@ def _tail(log: Path) -> bytes:
         raise NoReport("its log did not come back") from error
 
 
-def _missing_output(report: Report, folder: Path) -> str:
-    for output in report.outputs:
-        if not output.came_back:
-            continue
-        path = folder / output.file
-        if not path.is_file():
-            return f"the output {output.name} did not come back"
-        if path.stat().st_size != output.bytes:
-            return f"the output {output.name} came back with {path.stat().st_size} bytes instead of {output.bytes}"
+def _wrong_output(report: Report, declared: Declared, folder: Path) -> str:
+    """What is not as the plan says, in words. A report is the job's own word: no name in it is used unless it is the
+    one that the plan gives."""
+    said = [(output.name, output.to) for output in report.outputs]
+    if said != list(declared.outputs):
+        lacking = [name for name, to in declared.outputs if (name, to) not in said]
+        what = f"lacks the output {lacking[0]}" if lacking else "names outputs that its plan does not"
+        return f"its report {what}"
+    if not declared.come_back:
+        return ""
+    for number, output in enumerate(report.outputs):
+        if output.file != f"{report.job}.{number}.{report.attempt}":
+            return f"its report says that the output {output.name} is {output.file!r}, which is no name of this job's"
+        if fault := _fault_of_output(output, folder):
+            return f"the output {output.name} {fault}"
     return ""
+
+
+def _fault_of_output(output: Output, folder: Path) -> str:
+    try:
+        with real_folder(folder, ("out",)) as out, open_plain(output.file, out) as file:
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return "did not come back"
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return f"did not come back: {error.strerror}"
+        raise
+    return "" if size == output.bytes else f"came back with {size} bytes instead of {output.bytes}"
 
 
 def _pack(folder: RunFolder, logs: Sequence[tuple[JobRecord, Path]]) -> None:
     """The logs of good jobs into one file; those of failures stay whole where they are."""
-    there = [(job, path) for job, path in logs if path.is_file()]
+    there = [(job, path) for job, path in logs if os.path.lexists(path)]
     if not there:
         return
     with closing(PackedLogs(folder.logs)) as packed:
-        packed.pack((job.name, job.batch, path.read_bytes()) for job, path in there)
+        packed.pack((job.name, job.batch, read_plain(path)) for job, path in there)
     for _, path in there:
         path.unlink()
 
@@ -144,7 +199,8 @@ def publish_accepted(ledger: Ledger, folder: RunFolder, items: Items) -> list[st
             came = items.log(batches[attempt.batch], attempt.index).parent / "out"
             try:
                 for output in outputs_of(attempt.report):
-                    publish_output(came / output.file, folder.outputs / output.to, output.sha256)
+                    if output.came_back:
+                        publish_output(came / output.file, folder.outputs, output.to, output.sha256)
             except FermigridError as error:
                 problems.append(f"{attempt.job}: {error}")
             else:
@@ -154,28 +210,92 @@ def publish_accepted(ledger: Ledger, folder: RunFolder, items: Items) -> list[st
     return problems
 
 
-def publish_output(came: Path, final: Path, sha256: str) -> None:
-    """Link an output to its final name without clobbering, then take its first name away.
+def publish_output(came: Path, outputs: Path, to: str, sha256: str) -> None:
+    """Give an output its final name `to` in the folder `outputs` without clobbering, then take its first name away.
 
-    Raises FermigridError where another file has the final name, what came back is not what the job wrote, or the file
-    system says no.
+    Nothing on the way may be a link. Raises FermigridError where another file has the final name, what came back is not
+    what the job wrote, or the file system says no.
     """
+    *above, last = to.split("/")
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if came.exists():
-            if _sha256(came) != sha256:
-                raise FermigridError(f"{came} is not what the job wrote: its sha256 differs from the report's")
-            with suppress(FileExistsError):
-                os.link(came, final)
-        if not final.exists():
-            raise FermigridError(f"{came} is gone before it was published")
-        if _sha256(final) != sha256:
-            raise FermigridError(f"{final} exists with other content: move it away; the new file is {came}")
-        came.unlink(missing_ok=True)
+        outputs.mkdir(exist_ok=True)
+        with real_folder(outputs, above, make=True) as home, real_folder(came.parent) as out:
+            there = _name_it(came, out, last, home, sha256)
+            try:
+                final = open_plain(last, home)
+            except FileNotFoundError:
+                raise FermigridError(f"{came} is gone before it was published") from None
+            with final:
+                if _sha256(final) != sha256:
+                    text = f"{outputs / to} exists with other content: move it away; the new file is {came}"
+                    raise FermigridError(text)
+                _open_like(home, final.fileno())
+            if there:
+                os.unlink(came.name, dir_fd=out)
     except OSError as error:
-        raise FermigridError(f"{came} cannot become {final}: {error}") from error
+        raise FermigridError(f"{came} cannot become {outputs / to}: {error}") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _name_it(came: Path, out: int, last: str, home: int, sha256: str) -> bool:
+    """The final name for what came back, unless it is taken -> is there anything that came back?"""
+    try:
+        file = open_plain(came.name, out)
+    except FileNotFoundError:
+        return False
+    with file:
+        if _sha256(file) != sha256:
+            raise FermigridError(f"{came} is not what the job wrote: its sha256 differs from the report's")
+        with suppress(FileExistsError):
+            if os.fstat(file.fileno()).st_nlink > 1 and not _is_there(last, home):
+                _copy(file, last, home)  # it has another name somewhere, by which it could be changed
+                return True
+            try:
+                os.link(came.name, last, src_dir_fd=out, dst_dir_fd=home, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP):
+                    raise
+                _copy(file, last, home)  # a team mate's file, or a file system without links
+    return True
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _copy(file: BufferedReader, last: str, home: int) -> None:
+    part = f".{last}.{os.getpid()}.part"
+    with suppress(FileNotFoundError):
+        os.unlink(part, dir_fd=home)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(part, flags, 0o666, dir_fd=home), "wb") as to:
+            file.seek(0)
+            shutil.copyfileobj(file, to)
+            to.flush()
+            os.fsync(to.fileno())
+        try:
+            os.link(part, last, src_dir_fd=home, dst_dir_fd=home)
+        except FileExistsError:
+            raise
+        except OSError:  # no links here; that the name is free was seen before
+            os.rename(part, last, src_dir_fd=home, dst_dir_fd=home)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=home)
+
+
+def _open_like(folder: int, file: int) -> None:
+    """Give a file to those that its folder is for: the batch system makes files that all may read."""
+    home = os.fstat(folder).st_mode
+    asked = os.fstat(file).st_mode | (0o660 if home & stat.S_IWGRP else 0o600)
+    with suppress(PermissionError):  # a team mate's
+        os.fchmod(file, asked & home & 0o777)
+
+
+def _sha256(file: BufferedReader) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,29 +6,30 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from fermigrid.campaign import Step
-from fermigrid.config import Key, nearest
+from fermigrid.check_fit import count_all_jobs, find_misfits
+from fermigrid.check_site import find_site_problems
+from fermigrid.config import nearest
+from fermigrid.credential import find_credentials
 from fermigrid.errors import Problem
-from fermigrid.image import Image
 from fermigrid.placeholder import compile_text, fields_of
-from fermigrid.plan import Assembled, constants_of, image_paths, jobs_of, variables_of
+from fermigrid.plan import Assembled, constants_of, jobs_of, variables_of
 from fermigrid.runs import Run
 from fermigrid.site import Site
-from fermigrid.split import count_jobs
-from fermigrid.units import show_bytes, show_seconds
+from fermigrid.units import show_bytes
 
 _OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\x00-\x1f\x7f]")
 _URL_NAME = re.compile(r"[A-Za-z0-9._+=@,:~/-]+")
-UBER_JOBS = 50  # an uber image is copied whole to each node: above this, its distribution must be taken care of
 
 
 def find_problems(a: Assembled) -> tuple[Problem, ...]:
     """Everything wrong with the assembled campaign, in the order of its file."""
-    problems = [*_names(a), *_steps(a)]
+    problems = [*_names(a), *_steps(a), *find_credentials(a)]
     if not problems:
         problems += [*_outputs(a), *_messages(a)]
         for site in a.sites.values():
-            problems += [*_image(a, site), *_site(a, site)]
-    return tuple(sorted(problems))
+            problems += find_site_problems(site, a.site_sources[site.site], a.catalogue)
+            problems += find_misfits(a, site)
+    return tuple(sorted(set(problems)))
 
 
 def _names(a: Assembled) -> Iterator[Problem]:
@@ -70,6 +71,10 @@ def _steps(a: Assembled) -> Iterator[Problem]:
                 yield a.source.problem(("steps", name, "after", index), f"{before!r} must be written above {name!r}")
         if step.foreach == "clump" and a.runs[0].events is None:
             yield a.source.problem(("steps", name, "foreach"), "clumps need the column 'events' in the run table")
+        r = step.resources
+        if r.output is not None and r.output > r.disk:
+            text = f"{show_bytes(r.output)} of expected output does not fit into the job's {show_bytes(r.disk)} of disk"
+            yield a.source.problem(("steps", name, "resources", "output"), text)
         yield from _texts(a, name, step)
 
 
@@ -176,94 +181,8 @@ def _inside(path: str) -> bool:
     return bool(path) and not any(part in ("", ".", "..") for part in path.split("/")) and path[:10] != ".fermigrid"
 
 
-def _count_jobs(a: Assembled) -> int:
-    return sum(count_jobs(step, a.runs) for step in a.campaign.steps.values())
-
-
 def _messages(a: Assembled) -> Iterator[Problem]:
     """Messages are of one process instance, which is one job."""
-    if a.campaign.messages and (jobs := _count_jobs(a)) != 1:
+    if a.campaign.messages and (jobs := count_all_jobs(a)) != 1:
         text = f"messages are of one process instance of the pipeline, so of one job; this campaign has {jobs}"
         yield a.source.problem(("messages",), text)
-
-
-def _image(a: Assembled, site: Site) -> Iterator[Problem]:
-    c, image = a.campaign, a.catalogue.images[a.campaign.image]
-    paths = image_paths(c.image, image, site)
-    formats = site.container.formats
-    over_http = (image.http and "sif" in formats) or (image.tar and "directory" in formats)
-    if site.backend != "local" and not (paths or over_http or (image.registry and site.container.registry)):
-        text = f"{c.image!r} has no source that site {site.site!r} can use (it takes {' and '.join(formats)} images)"
-        yield a.source.problem(("image",), text)
-    if site.container.launch == "site" and not paths:
-        text = f"{c.image!r} has no path (on CVMFS or at the site), which site {site.site!r} needs to start it"
-        yield a.source.problem(("image",), text)
-    jobs = _count_jobs(a)
-    if image.flavour == "uber" and jobs >= UBER_JOBS and image.distribution != "cvmfs" and not c.allow_uber:
-        text = (
-            f"{c.image!r} is an uber image that each node fetches whole; for {jobs} jobs ({UBER_JOBS} or more) "
-            "use a light image with software from CVMFS, or an uber image distributed by CVMFS, or say allow_uber: true"
-        )
-        yield a.source.problem(("image",), text)
-    yield from _targets(a, site)
-    if not site.container.binds_anywhere:
-        yield from _mount_points(a, site, image)
-
-
-def _targets(a: Assembled, site: Site) -> Iterator[Problem]:
-    """No two binds to one place, and none that hides the job's working folder."""
-    software = [a.catalogue.software[name] for name in a.campaign.software]
-    binds: list[tuple[Key, str, str]] = [(("image",), bind.source, bind.to) for bind in site.binds]
-    binds += [(("binds", i, "to"), bind.source, bind.to) for i, bind in enumerate(a.campaign.binds)]
-    binds += [(("software", i), entry.source, entry.target) for i, entry in enumerate(software)]
-    sources: dict[str, str] = {}
-    workdir = site.container.workdir
-    for key, source, target in binds:
-        first = sources.setdefault(target, source)
-        if first != source:
-            yield a.source.problem(key, f"{first} and {source} would both be bound to {target} at site {site.site!r}")
-        if f"{workdir}/".startswith(f"{target.rstrip('/')}/") or f"{target}/".startswith(f"{workdir}/.fermigrid/"):
-            text = f"{target} at site {site.site!r} would hide the job's working folder {workdir}"
-            yield a.source.problem(key, text)
-
-
-def _mount_points(a: Assembled, site: Site, image: Image) -> Iterator[Problem]:
-    """A site without overlay and underlay binds only to folders that the image has."""
-    has = {*image.mount_points, site.container.workdir}
-    wanted: list[tuple[Key, str]] = [(("binds", i, "to"), bind.to) for i, bind in enumerate(a.campaign.binds)]
-    wanted += [(("image",), bind.to) for bind in site.binds if bind.required]
-    wanted += [(("software", i), a.catalogue.software[name].target) for i, name in enumerate(a.campaign.software)]
-    for key, target in wanted:
-        if target not in has:
-            text = (
-                f"site {site.site!r} allows neither overlay nor underlay, and image {a.campaign.image!r} "
-                f"has no mount point {target}; it has {', '.join(sorted(has))}"
-            )
-            yield a.source.problem(key, text)
-
-
-def _site(a: Assembled, site: Site) -> Iterator[Problem]:
-    output, container = site.output, site.container
-    if output.root and output.kind == "posix" and (container.launch, container.order) == ("worker", "wrapper-inside"):
-        binds = (bind for bind in (*site.binds, *a.campaign.binds) if bind.mode == "rw")
-        if not any(f"{output.root}/".startswith(f"{bind.to.rstrip('/')}/") for bind in binds):
-            where = f"site {site.site!r} publishes to {output.root} from within the container"
-            text = f"{where}, and no bind with mode rw has it"
-            yield a.source.problem(("sites",), text)
-    for name, step in a.campaign.steps.items():
-        for index, secret in enumerate(step.secrets):
-            if secret not in site.secrets:
-                known = sorted(site.secrets)
-                what = f"site {site.site!r} offers no secret {secret!r}{nearest(secret, known)}"
-                text = f"{what} It offers: {', '.join(known) or 'none'}"
-                yield a.source.problem(("steps", name, "secrets", index), text)
-        for what in site.limits.exceeded_by(step.resources):
-            want, most = (_show(what, getattr(of, what)) for of in (step.resources, site.limits))
-            text = f"{want} is more than the {most} that site {site.site!r} gives a job"
-            yield a.source.problem(("steps", name, "resources", what), text)
-
-
-def _show(what: str, value: int) -> str:
-    if what == "cpus":
-        return f"{value} cpus"
-    return show_seconds(value) if what == "walltime" else show_bytes(value)

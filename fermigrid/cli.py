@@ -17,6 +17,7 @@ from fermigrid import __version__
 VERBS = {  # verb -> the line that `fermigrid --help` shows
     "check": "Validate a campaign and everything it refers to; send nothing.",
     "render": "Write the plans that submit would send.",
+    "diff": "What differs between two plans: what changed since the last submission.",
     "submit": "Submit a campaign, or one command: submit --site S -- COMMAND ARG...",
     "status": "Where a campaign stands, or all of mine.",
     "watch": "Follow a campaign: take in results, submit what is ready.",
@@ -25,7 +26,9 @@ VERBS = {  # verb -> the line that `fermigrid --help` shows
     "remove": "Take jobs out of the queue for good.",
     "hold": "Keep waiting jobs from starting.",
     "release": "Let held jobs go on.",
-    "site": "List, show and check sites.",
+    "site": "List, show, begin and check sites.",
+    "schema": "The JSON Schema of a campaign, site or image catalogue, for editors.",
+    "secret": "List and check secrets; seal them for sites.",
     "pipeline": "Drop-in for the pipeline's job control: submit, status, kill.",
 }
 
@@ -83,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. The one error boundary."""
+    from fermigrid.access import private_files
+
     try:
-        result = cli.main(args=argv, prog_name="fermigrid", standalone_mode=False)
+        with private_files():
+            result = cli.main(args=argv, prog_name="fermigrid", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
@@ -111,8 +117,8 @@ def _report(error: Exception) -> int:
 def _show(message: str, hint: str) -> None:
     for number, line in enumerate(message.splitlines() or [""]):
         click.echo(f"fermigrid: {line}" if number == 0 else f"           {line}", err=True)
-    if hint:
-        click.echo(f"           {hint}", err=True)
+    for line in hint.splitlines():
+        click.echo(f"           {line}", err=True)
 
 
 def _write_traceback() -> str:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from fermigrid.access import Trust, fault_of, item_fault, trust_of
 from fermigrid.config import Source
 from fermigrid.errors import ConfigError, Problem
+from fermigrid.plainfile import open_plain
 from fermigrid.units import show_bytes
 
 MAX_BYTES = 100 * 2**20  # every job carries it; larger things belong on CVMFS or behind `inputs`
@@ -40,20 +42,23 @@ class Bundle:
     names: frozenset[str]
 
 
-def pack_code(entries: Sequence[str], folder: Path, programs: frozenset[str], source: Source) -> Bundle | None:
+def pack_code(
+    entries: Sequence[str], folder: Path, programs: frozenset[str], source: Source, trust: Trust | None = None
+) -> Bundle | None:
     """The files and folders `entries` (relative to `folder`) in one archive; None when there are none.
 
     `programs` are made executable: the first words of the commands. Raises ConfigError for what is missing, is a link
-    that leaves its folder, is no file, or is too large altogether.
+    that leaves its folder, is no file, or is too large altogether; and for what others than `trust` tells can write.
     """
     if not entries:
         return None
+    trust = trust or trust_of({})
     files: dict[str, Path] = {}
     problems: list[Problem] = []
     for index, entry in enumerate(entries):
         key = ("code", index)
         try:
-            for name, path in _find(folder, entry):
+            for name, path in _find(folder, entry, trust):
                 if files.setdefault(name, path) != path:
                     problems.append(source.problem(key, f"{name} comes from {files[name]} and from {path}"))
         except ValueError as error:
@@ -79,13 +84,15 @@ def pack_code(entries: Sequence[str], folder: Path, programs: frozenset[str], so
     return Bundle(data, hashlib.sha256(data).hexdigest(), frozenset(files))
 
 
-def _find(folder: Path, entry: str) -> Iterator[tuple[str, Path]]:
+def _find(folder: Path, entry: str, trust: Trust) -> Iterator[tuple[str, Path]]:
     """(name in the bundle, file) of one entry. A file or folder keeps its last name; `dir/` and `dir` are the same."""
     top = Path(os.path.normpath(folder / entry))
     if not top.name:
         raise ValueError(f"{entry!r} is no folder of code")
     if not top.exists():
         raise ValueError(f"{entry!r}: no such file or folder: {top}")
+    if top.is_file() or top.is_dir():
+        _check_way(top, trust)
     if top.is_file():
         _check_name(top.name)
         yield top.name, top.resolve()
@@ -93,11 +100,13 @@ def _find(folder: Path, entry: str) -> Iterator[tuple[str, Path]]:
     if not top.is_dir():
         raise ValueError(f"{entry!r} is neither a file nor a folder")
     for parent, folders, names in os.walk(top, onerror=_refuse):
+        _check_item(Path(parent), trust)
         folders[:] = sorted(name for name in folders if not _excluded(name))
         for name in sorted(names + [d for d in folders if Path(parent, d).is_symlink()]):
             if _excluded(name):
                 continue
             path = Path(parent, name)
+            _check_item(path, trust)
             inside = f"{top.name}/{path.relative_to(top)}"
             _check_name(inside)
             _check_link(path, top)
@@ -110,6 +119,19 @@ def _find(folder: Path, entry: str) -> Iterator[tuple[str, Path]]:
 def _refuse(error: OSError) -> None:
     """What cannot be read may not silently stay behind."""
     raise error
+
+
+def _check_way(top: Path, trust: Trust) -> None:
+    """Code acts in the name of who submits it: nobody else may be able to change it, or what lies on the way to it."""
+    if fault := fault_of(top, trust):
+        raise ValueError(f"{fault.words}. {fault.fix}")
+
+
+def _check_item(path: Path, trust: Trust) -> None:
+    if path.is_symlink() and not path.exists():
+        return  # a broken link: `_find` says so
+    if fault := item_fault(path, path.stat(), trust):
+        raise ValueError(f"{fault.words}. {fault.fix}")
 
 
 def _check_link(path: Path, top: Path) -> None:
@@ -141,9 +163,10 @@ def _archive(files: Mapping[str, Path], programs: frozenset[str]) -> bytes:
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, path in sorted(files.items()):
             info = tarfile.TarInfo(name)
-            data = path.read_bytes()
+            with open_plain(path) as file:
+                data, mode = file.read(), os.fstat(file.fileno()).st_mode
             info.size = len(data)
-            runs = name in programs or path.stat().st_mode & 0o100
+            runs = name in programs or mode & 0o100
             info.mode = 0o755 if runs else 0o644
             archive.addfile(info, io.BytesIO(data))
     return gzip.compress(plain.getvalue(), compresslevel=6, mtime=0)

@@ -1,5 +1,6 @@
 """YAML files that people write -> validated models, with every problem of a file at once, each with file:line and key.
 
+A value that only somebody else can tell is written `!ask "what to ask"`: it is kept as an open question (Ask).
 Scalars reach the models as the text that was written: `007`, `yes`, `1e3` and `4:30` are what the person typed, and the
 type of the field decides what they mean. (YAML's own guesses would turn them into 7, True, 1000.0 and 270.)
 """
@@ -10,15 +11,16 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from fermigrid.credential import hidden
 from fermigrid.errors import ConfigError, Problem
 
 Key = tuple[str | int, ...]
@@ -34,6 +36,8 @@ _PLAIN = {  # pydantic's error types, in the words of the person who wrote the f
     "too_short": "may not be empty",
 }
 _FORBIDDEN = {"\0": "NUL", "\r": "a carriage return", "\n": "a line break"}
+_ASK = "!ask"
+_STANDARD = "tag:yaml.org,2002:"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -43,19 +47,44 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where each value of a file stands: key path -> line (from 1)."""
+class Place(NamedTuple):
+    """Where a value stands: file and line (from 1; 0: the file as a whole)."""
 
     file: str
-    lines: dict[Key, int] = field(default_factory=dict, repr=False)
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A value that is not known yet: what to ask the site's people."""
+
+    question: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where each value stands: key path -> place. `file` is the one that was read; values may be of what it extends."""
+
+    file: str
+    places: dict[Key, Place] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_lines(cls, file: str, lines: Mapping[Key, int]) -> Source:
+        """All values in one file: key path -> line."""
+        return cls(file, {key: Place(file, line) for key, line in lines.items()})
+
+    def place(self, key: Key) -> Place:
+        """Where the value of `key` stands, or the nearest parent that was written."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, Place(self.file, 0))
 
     def problem(self, key: Key, message: str) -> Problem:
         """A problem at `key`, or at the nearest parent that was written."""
-        where = key
-        while where and where not in self.lines:
-            where = where[:-1]
-        return Problem(self.file, self.lines.get(where, 0), show_key(key), message)
+        return Problem(*self.place(key), show_key(key), message)
 
 
 def show_key(key: Key) -> str:
@@ -81,11 +110,13 @@ class _Builder:
         self.left = most
 
     def build(self, node: yaml.Node, key: Key) -> Any:
-        self.source.lines.setdefault(key, node.start_mark.line + 1)
+        self.source.places.setdefault(key, Place(self.source.file, node.start_mark.line + 1))
         self.left -= 1
         if self.left < 0:
             text = "aliases (*name) make the file enormous: write its values out"
             raise ConfigError([self.source.problem(key[:1], text)])
+        if node.tag != "!" and not node.tag.startswith(_STANDARD):
+            return self._tagged(node, key)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
         if isinstance(node, yaml.SequenceNode):
@@ -102,26 +133,39 @@ class _Builder:
             name = str(name_node.value)
             here = (*key, name)
             if name in data:
-                first = self.source.lines[here]
+                first = self.source.places[here].line
                 line = name_node.start_mark.line + 1
                 self.problems.append(
                     Problem(self.source.file, line, show_key(here), f"written twice (first in line {first})")
                 )
                 continue
-            self.source.lines[here] = name_node.start_mark.line + 1
+            self.source.places[here] = Place(self.source.file, name_node.start_mark.line + 1)
             self._scalar(name_node, here)
             data[name] = self.build(value_node, here)
         return data
 
+    def _tagged(self, node: yaml.Node, key: Key) -> Ask | None:
+        """`!ask "the question"`; no other tag is known."""
+        if node.tag != _ASK:
+            self.problems.append(
+                self.source.problem(key, f"unknown tag {node.tag}{nearest(node.tag, [_ASK])} Known: !ask")
+            )
+        elif not isinstance(node, yaml.ScalarNode) or not node.value.strip():
+            self.problems.append(self.source.problem(key, '!ask takes one text, the question: !ask "what to ask"'))
+        else:
+            return Ask(str(self._scalar(node, key)))
+        return None
+
     def _scalar(self, node: yaml.Node, key: Key) -> str | None:
-        if node.tag == "tag:yaml.org,2002:null" and node.value in ("", "~", "null", "Null", "NULL"):
+        if node.tag == f"{_STANDARD}null" and node.value in ("", "~", "null", "Null", "NULL"):
             return None
+        shown = repr(hidden(node.value)[:60])
         for char, name in _FORBIDDEN.items():
             if char in node.value and not (char != "\0" and key[-2:-1] == ("environment",)):  # job.env carries those
-                text = f"{node.value[:60]!r} contains {name}, which no batch system carries unchanged: remove it"
+                text = f"{shown} contains {name}, which no batch system carries unchanged: remove it"
                 self.problems.append(self.source.problem(key, text))
         if bad := _SURROGATE.search(node.value):
-            self.problems.append(self.source.problem(key, f"{node.value[:60]!r} contains {bad[0]!r}, half a character"))
+            self.problems.append(self.source.problem(key, f"{shown} contains {bad[0]!r}, half a character"))
         return str(node.value)
 
 
@@ -166,17 +210,44 @@ def read_text(path: Path) -> str:
         raise ConfigError([Problem(str(path), line, "", text)]) from error
 
 
+def open_questions(data: Any, key: Key = ()) -> Iterator[tuple[Key, Ask]]:
+    """Every `!ask` in plain data, in its order."""
+    if isinstance(data, Ask):
+        yield key, data
+    elif isinstance(data, dict):
+        for name, value in data.items():
+            yield from open_questions(value, (*key, name))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from open_questions(value, (*key, index))
+
+
+def find_wrong(model: type[BaseModel], data: dict[str, Any], source: Source) -> list[Problem]:
+    """Everything that is wrong with plain data; open questions are not."""
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        return _wrong(model, error, source)
+    return []
+
+
 def validate(model: type[M], data: dict[str, Any], source: Source) -> M:
-    """Plain data -> the model. Raises ConfigError with every problem, each at its line."""
+    """Plain data -> the model. Raises ConfigError with every problem, each at its line; open questions are some."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [
-            _explain(model, details, source)
-            for details in error.errors()
-            if not (details["type"] == "too_short" and details["input"])  # what it has is wrong, and told by itself
-        ]
-        raise ConfigError(list(dict.fromkeys(problems))) from error
+        questions = [source.problem(key, f"is to be filled in: {ask.question}") for key, ask in open_questions(data)]
+        raise ConfigError([*_wrong(model, error, source), *questions]) from error
+
+
+def _wrong(model: type[BaseModel], error: ValidationError, source: Source) -> list[Problem]:
+    problems = [
+        _explain(model, details, source)
+        for details in error.errors()
+        if not isinstance(details["input"], Ask)
+        and not (details["type"] == "too_short" and details["input"])  # what it has is wrong, and told by itself
+    ]
+    return list(dict.fromkeys(problems))
 
 
 def load(model: type[M], path: Path) -> tuple[M, Source]:
@@ -194,8 +265,7 @@ def _explain(model: type[BaseModel], details: ErrorDetails, source: Source) -> P
     if kind == "missing":
         return source.problem(key, "is required")
     if kind == "extra_forbidden":
-        known = sorted(_fields_at(model, key[:-1]))
-        return source.problem(key, f"unknown key{nearest(str(key[-1]), known)} Allowed here: {', '.join(known)}")
+        return _unknown(key, fields_at(model, key[:-1]), source)
     if kind in ("literal_error", "enum"):
         allowed = str(context["expected"])
         words = allowed.replace("'", "").replace(" or ", ", ").split(", ")
@@ -206,24 +276,36 @@ def _explain(model: type[BaseModel], details: ErrorDetails, source: Source) -> P
 
 
 def _show(value: object) -> str:
-    text = repr(value) if value is not None else "empty"
+    text = hidden(repr(value)) if value is not None else "empty"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _models(annotation: Any) -> Iterator[Any]:
+def kinds_of(annotation: Any) -> Iterator[Any]:
     """The classes and generics that an annotation may stand for, Optional, Union and Annotated taken apart."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         for part in typing.get_args(annotation):
-            yield from _models(part)
+            yield from kinds_of(part)
     elif origin is typing.Annotated:
-        yield from _models(typing.get_args(annotation)[0])
+        yield from kinds_of(typing.get_args(annotation)[0])
     else:
         yield annotation
 
 
+def marks_of(annotation: Any) -> Iterator[Any]:
+    """The checks that are written into an annotation, or into one of the types that it may stand for."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        for part in arguments:
+            yield from marks_of(part)
+    elif origin is typing.Annotated:
+        for mark in arguments[1:]:
+            yield from (mark, *getattr(mark, "metadata", ()))
+        yield from marks_of(arguments[0])
+
+
 def _children(annotation: Any, part: str | int) -> Iterator[Any]:
-    for kind in _models(annotation):
+    for kind in kinds_of(annotation):
         origin, args = typing.get_origin(kind), typing.get_args(kind)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             found = {(f.alias or name): f.annotation for name, f in kind.model_fields.items()}.get(str(part))
@@ -233,9 +315,21 @@ def _children(annotation: Any, part: str | int) -> Iterator[Any]:
             yield args[-1] if issubclass(origin, Mapping) else args[0]
 
 
-def _fields_at(model: type[BaseModel], key: Key) -> set[str]:
+def find_unknown(model: type[BaseModel], keys: Iterable[Key], source: Source) -> list[Problem]:
+    """Those of `keys` that the model does not have; what stands in a free mapping it always has."""
+    found = ((key, fields_at(model, key[:-1])) for key in keys)
+    return [_unknown(key, known, source) for key, known in found if known and key[-1] not in known]
+
+
+def _unknown(key: Key, known: set[str], source: Source) -> Problem:
+    names = sorted(known)
+    return source.problem(key, f"unknown key{nearest(str(key[-1]), names)} Allowed here: {', '.join(names)}")
+
+
+def fields_at(model: type[BaseModel], key: Key) -> set[str]:
+    """The keys that a file may have below `key`; none where it may have any."""
     annotations: list[Any] = [model]
     for part in key:
         annotations = [child for a in annotations for child in _children(a, part)]
-    kinds = [k for a in annotations for k in _models(a) if isinstance(k, type) and issubclass(k, BaseModel)]
+    kinds = [k for a in annotations for k in kinds_of(a) if isinstance(k, type) and issubclass(k, BaseModel)]
     return {f.alias or name for kind in kinds for name, f in kind.model_fields.items()}

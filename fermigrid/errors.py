@@ -100,6 +100,22 @@ class NotFound(FermigridError):
     exit_code = 19
 
 
+class AccessRefused(FermigridError):
+    """A folder that others can write, that belongs to somebody else, or a link where a folder must be."""
+
+    exit_code = 20
+
+
+class SecretRefused(FermigridError):
+    """A secret is not there, can be read by others, ends before a job may, or does not fit its key or certificate."""
+
+    exit_code = 21
+
+
+class PassphraseNeeded(SecretRefused):
+    """A key has a passphrase that was not given, or another one."""
+
+
 class InternalError(FermigridError):
     """A fault of fermigrid itself; the traceback was written to a file that the message names."""
 

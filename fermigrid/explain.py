@@ -29,7 +29,7 @@ def explain_job(ledger: Ledger, folder: RunFolder, found: Found) -> Iterator[str
         yield record.reason
     if record.state is State.UNKNOWN:
         yield f"the batch system does not know it any more: {record.reason or 'no reason given'}"
-    if not record.state.final:
+    if not record.state.final or (record.state is State.FAILED and not attempts):
         try:
             yield from backends.load(batch.backend).explain(handle_of(folder, batch), found.index)
         except BackendUnavailable as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from fermigrid.accept import Items
 from fermigrid.config import nearest
 from fermigrid.errors import NotFound
 from fermigrid.ledger import Ledger, PackedLogs
+from fermigrid.plainfile import read_plain
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import State
@@ -45,8 +46,8 @@ def find_job(ledger: Ledger, folder: RunFolder, name: str) -> list[Found]:
 
 def read_log(found: Found, folder: RunFolder) -> bytes | None:
     """What the job printed, from its own file or from the packed logs; None when nothing has come back."""
-    if found.log.is_file():
-        return found.log.read_bytes()
+    with suppress(FileNotFoundError):
+        return read_plain(found.log)
     if not folder.logs.is_file():
         return None
     with closing(PackedLogs(folder.logs)) as logs:

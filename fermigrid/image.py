@@ -38,6 +38,30 @@ def _by_digest(text: str) -> str:
     return text
 
 
+def check_version(text: str) -> str:
+    """`apptainer 1.3` or `singularity 3.8`, given back. Raises ValueError."""
+    if not re.fullmatch(r"(?:apptainer|singularity) [0-9]+(?:\.[0-9]+){0,2}", text):
+        raise ValueError("is no runtime with its version, such as apptainer 1.3 or singularity 3.8")
+    return text
+
+
+def is_at_least(version: str, needed: str) -> bool:
+    """Has a runtime of `version` what came with `needed`? Both as in `check_version`.
+
+    Apptainer went on from Singularity 3.8: it is later than any singularity 3. Singularity 4 and Apptainer went apart:
+    neither is known to have what the other brought.
+    """
+    (name, numbers), (other, least) = _parts(version), _parts(needed)
+    if name == other:
+        return numbers >= least
+    return name == "apptainer" and least < (4,)
+
+
+def _parts(version: str) -> tuple[str, tuple[int, ...]]:
+    name, numbers = version.split(" ")
+    return name, tuple(int(number) for number in (numbers + ".0.0").split(".")[:3])
+
+
 class Http(Model):
     """The same image as a file behind HTTP: mirrors in the order to try, the file's sha256 and size in bytes."""
 
@@ -49,7 +73,8 @@ class Http(Model):
 class Image(Model):
     """A container image. `path` is a directory or SIF on CVMFS or a shared file system, `sif` the same as a SIF where
     both exist; `http` fetches a SIF, `tar` a tarred directory image. `marker` is the text of its /etc/fermigrid-image,
-    by which the worker knows that it is inside this image."""
+    by which the worker knows that it is inside this image. `needs`: the oldest runtime that starts it, where its format
+    alone does not tell (`apptainer 1.3`)."""
 
     title: str = ""
     flavour: Literal["light", "uber"]
@@ -61,6 +86,7 @@ class Image(Model):
     tar: Http | None = None
     registry: Annotated[str, AfterValidator(_by_digest)] | None = None
     mount_points: tuple[BindPath, ...] = ()
+    needs: Annotated[str, AfterValidator(check_version)] | None = None
 
 
 class Software(Model):

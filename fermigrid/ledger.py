@@ -6,10 +6,12 @@ beside the file (`writing`); readers need none. Intents are on disk before they 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import sqlite3
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -20,6 +22,7 @@ from typing import Any
 
 from fermigrid.backends import Cursor
 from fermigrid.errors import LedgerBusy, LedgerError
+from fermigrid.plainfile import kind_of, write_new
 from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRecord, MessageRecord, NodeFailures
 from fermigrid.report import Report
 from fermigrid.schema import MIGRATIONS
@@ -307,7 +310,25 @@ def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
     )
 
 
+def _make(path: Path) -> None:
+    """An empty file, unless there is one: SQLite makes one that no group can write, and its other files like it.
+
+    One that is there is not opened: to close it would free the locks of other connections of this process.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        write_new(path, b"")
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, f"it is {kind_of(found)}")
+
+
 def _connect(path: Path, wal: bool = True) -> sqlite3.Connection:
+    try:
+        _make(path)
+    except OSError as error:
+        raise LedgerError(f"{path} cannot be opened: {error.strerror}", "Is the campaign another user's?") from error
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=30)
         # WAL needs memory shared between processes of one machine, and a second file.
@@ -368,7 +389,7 @@ def create_ledger(path: Path, campaign: CampaignRecord, time: datetime, who: str
     c = campaign
     with ledger._transaction() as db:
         db.execute(
-            "INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?,?,NULL)",
+            "INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?,?,NULL,?)",
             (
                 c.name,
                 c.instance,
@@ -379,6 +400,7 @@ def create_ledger(path: Path, campaign: CampaignRecord, time: datetime, who: str
                 json.dumps(c.search),
                 c.created,
                 c.version,
+                c.team,
             ),
         )
         db.execute(
@@ -411,7 +433,8 @@ def writing(path: Path) -> Iterator[None]:
     """Be the one writer of the ledger at `path`. Raises LedgerBusy, naming the other's pid, when there is one."""
     lock = path.with_suffix(".lock")
     try:
-        opened = lock.open("a+")
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        opened = os.fdopen(handle, "a+")
     except OSError as error:
         raise LedgerError(f"{lock} cannot be written: {error.strerror}", "Is the campaign another user's?") from error
     with opened as file:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from fermigrid.campaign import SHELL_OWN, Bind, PipelineMessages
+from fermigrid.credential import has_secret_name, looks_secret
 from fermigrid.errors import PipelineRefused
 from fermigrid.site import check_runtime
 
@@ -39,19 +40,6 @@ _HOST = re.compile(
     r"|FERMIGRID_|APPTAINER|SINGULARITY|_?CONDOR_|LSB_|LSF_|LS_|SLURM_|SBATCH_|PBS_|SGE_|SSH_|XDG_|DBUS_|KRB5|GIT_|SUDO_"
     r"|(?:HOME|PATH|MANPATH|INFOPATH|TMP|TMPDIR|TEMP|USER|USERNAME|LOGNAME|SHELL|HOSTNAME|HOST|TERM|DISPLAY|XAUTHORITY"
     r"|MAIL|PIPELINE_SUMMARY)\Z"
-)
-_SECRET_NAME = re.compile(
-    r"(?:\A|_)(?:PASS|PASSWD|PASSWORD|PASSPHRASE|PWD|SECRETS?|TOKENS?|CREDENTIALS?|CREDS?|COOKIES?|AUTHORIZATION|BEARER"
-    r"|API_?KEY|(?:PRIVATE|SECRET|ACCESS)_?KEY)(?:\Z|_)",
-    re.IGNORECASE,
-)
-_SECRET_VALUE = re.compile(
-    r"-----BEGIN [A-Z0-9 ]+-----"
-    r"|\beyJ[\w-]{4,}\.[\w-]{4,}\."  # a signed token
-    r"|\b[a-z][a-z0-9+.-]*://[^\s/:@]*:[^\s/@]+@"  # user:password@host of a URL
-    r"|\A\w+[/:][^\s/@]+@[\w.:/-]+\Z"  # user/password@database, user:password@host
-    r"|\b(?:gh[pousr]_|glpat-|AKIA|xox[abp]-)\w{10,}"
-    r"|\b(?i:password|passwd|passphrase|secret|token|authorization|api_?key)[\"']?\s*[=:]\s*\S"
 )
 
 
@@ -235,9 +223,9 @@ def _belongs_to_host(name: str) -> bool:
 
 def is_credential(name: str, value: str, exists: Callable[[str], bool]) -> bool:
     """Does a variable look as if its value were a secret, and not the path of one?"""
-    if _SECRET_VALUE.search(value):
+    if looks_secret(value):
         return True
-    return bool(value and _SECRET_NAME.search(name)) and not (value.startswith("/") and exists(value))
+    return bool(value and has_secret_name(name)) and not (value.startswith("/") and exists(value))
 
 
 def parse_names(pipeline_env: str) -> tuple[str, ...]:

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from fermigrid.access import PRIVATE, check_run_folder, masked, trust_of, usual_files
 from fermigrid.errors import LedgerBusy, NotFound, RunFolderError
 from fermigrid.ledger import writing
-from fermigrid.registry import registry_path
+from fermigrid.plainfile import real_folder
+from fermigrid.registry import check_registry, registry_path
 from fermigrid.runfolder import RunFolder, check_path
 
 OURS = ".fermigrid"
@@ -77,7 +79,9 @@ class JobFolder:
         ours = self.path / OURS
         try:
             ours.mkdir(mode=0o700, exist_ok=True)
-            file = (ours / "lock").open("a+")
+            check_run_folder(ours, trust_of({}), way=False)  # the job folder may be the server's, or a group's
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.fdopen(os.open(ours / "lock", flags, 0o666), "a+")
         except OSError as error:
             raise RunFolderError(f"{ours} cannot be written: {error.strerror}") from error
         with file:
@@ -106,7 +110,11 @@ class JobFolder:
         if not (runs or files or draft.is_dir()):
             return None
         try:
-            (draft / OURS).mkdir(parents=True, exist_ok=True, mode=0o755)
+            with usual_files():  # for whoever reads the job folder; the run folders in it stay private
+                for folder in (draft.parent, draft, draft / OURS):
+                    folder.mkdir(exist_ok=True)
+                    with real_folder(folder):
+                        pass
             for path in files:
                 path.rename(_free(draft / path.name))
             for path in runs:
@@ -219,6 +227,7 @@ class Clusters:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._path = registry_path(environment).parent / "pipeline"
+        check_registry(self._path, trust_of(environment))
 
     def _of(self, cluster: str) -> Path:
         return self._path / str(int(cluster) // 1000)
@@ -226,7 +235,8 @@ class Clusters:
     def remember(self, entry: Entry) -> None:
         """From now on the cluster leads to its folder; doing it again is harmless."""
         for folder in (self._of(entry.cluster), self._path / "open"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with masked(PRIVATE):
+                folder.mkdir(parents=True, exist_ok=True)
             draft = folder / f".{entry.name}.{os.getpid()}"
             draft.unlink(missing_ok=True)
             draft.symlink_to(entry.folder.path)
@@ -255,8 +265,10 @@ class Clusters:
 def _entries(folder: Path, pattern: str) -> Iterator[Entry]:
     for link in folder.glob(pattern):
         cluster, _, rest = link.name.partition("~")
-        if not link.name.startswith(".") and rest:
+        if not link.name.startswith(".") and _NUMBER.match(cluster) and _NUMBER.match(rest.partition("~")[0]):
             try:
-                yield Entry(cluster, rest.partition("~")[0], JobFolder(link.readlink()))
-            except FileNotFoundError:  # closed meanwhile
+                target = link.readlink()
+            except OSError:  # closed meanwhile, or nothing of fermigrid's
                 continue
+            if target.is_absolute():
+                yield Entry(cluster, rest.partition("~")[0], JobFolder(target))

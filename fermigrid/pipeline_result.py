@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fermigrid.access import usual_files
 from fermigrid.errors import FermigridError
 from fermigrid.eventlog import EventCode, LogEvent, read_events
 from fermigrid.find_job import Found, find_job, read_log
 from fermigrid.pipeline_campaign import STEP
 from fermigrid.pipeline_folder import RESULT, SUMMARY
+from fermigrid.plainfile import read_plain, write_new
 from fermigrid.plan import job_name
 from fermigrid.records import BatchRecord
 from fermigrid.report import MARK
@@ -151,10 +153,11 @@ def deliver(f: Following, now: Standing) -> list[str]:
     """
     home = f.folder.path.parent.parent
     try:
-        _write(home / SUMMARY, "".join(f"{line}\n" for line in summary_lines(f, now)).encode())
-        log = _own_log(f)
-        if log is not None:
-            _write(_log_target(f, home), log)
+        with usual_files():  # the pipeline's server reads them
+            _write(home / SUMMARY, "".join(f"{line}\n" for line in summary_lines(f, now)).encode())
+            log = _own_log(f)
+            if log is not None:
+                _write(_log_target(f, home), log)
     except (OSError, FermigridError) as error:
         return [f"process instance {now.instance}: its summary or log cannot be written into {home}: {error}"]
     return []
@@ -201,7 +204,8 @@ def _log_target(f: Following, home: Path) -> Path:
 def _write(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        part.unlink(missing_ok=True)
+        write_new(part, data)
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)
@@ -215,7 +219,7 @@ def keep_result(run: RunFolder, now: Standing) -> None:
 def kept_result(run: RunFolder) -> Standing | None:
     """The result that was written down, if there is one."""
     try:
-        data = json.loads((run.path / RESULT).read_text())
+        data = json.loads(read_plain(run.path / RESULT))
     except (FileNotFoundError, json.JSONDecodeError):  # a machine that lost its power may leave an empty file
         return None
     return Standing(**{**data, "state": State(data["state"]), "problems": (), "run": str(run.path)})

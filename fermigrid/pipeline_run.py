@@ -10,16 +10,16 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
 
+from fermigrid.access import Trust, at_work_in, check_team, trust_of
 from fermigrid.assemble import assemble_data, assemble_kept
 from fermigrid.check import find_problems
-from fermigrid.config import parse_yaml, read_text
 from fermigrid.control import control
 from fermigrid.errors import (
     ConfigError,
@@ -56,6 +56,7 @@ from fermigrid.pipeline_result import (
     unknown,
     with_usage,
 )
+from fermigrid.plainfile import write_new
 from fermigrid.plan import Assembled
 from fermigrid.runfolder import RunFolder
 from fermigrid.site import Site, load_catalogue, load_site
@@ -86,12 +87,10 @@ class Request:
 @contextmanager
 def opened(run: RunFolder, hand: Hand) -> Iterator[Following]:
     """A try that was begun."""
-    ledger = open_ledger(run.ledger)
-    try:
+    with at_work_in(run.path, trust_of({})), closing(open_ledger(run.ledger)) as ledger:
         record = ledger.campaign()
+        check_team(run.path, record.team)
         yield Following(ledger, run, assemble_kept(run, record), record.site, hand)
-    finally:
-        ledger.close()
 
 
 # --- submit
@@ -169,19 +168,23 @@ def assemble_job(
     place = _place(folder, order, shared)
     data = describe_job(order, request.limits, place, name=request.name, image=image, command=command, site=site)
     search = (own, *request.search)
-    assembled = assemble_data(data, folder.path, request.site, search)
+    assembled = assemble_data(data, folder.path, request.site, search, _trust(folder, environment))
     if problems := find_problems(assembled):
         raise ConfigError(problems)
     _tell(order, site, place, hand)
     return assembled, [str(path) for path in search]
 
 
+def _trust(folder: JobFolder, environment: Mapping[str, str]) -> Trust:
+    """Whoever owns the job folder wrote the script, and whoever is in its group may: the pipeline lets them."""
+    found = folder.path.stat()
+    return trust_of(environment).with_owner(found.st_uid).with_group(found.st_gid)
+
+
 def _write_site(request: Request, runtime: str, own: Path) -> None:
-    """The site with the container runtime of the order."""
-    path = next(path for folder in request.search if (path := folder / f"{request.site}.yaml").is_file())
-    data, _ = parse_yaml(read_text(path), str(path))
-    data["container"]["runtimes"] = [runtime]
-    (own / path.name).write_text(yaml.safe_dump(data, sort_keys=False))
+    """The site with the container runtime of the order: it extends the one of its name in the folders behind."""
+    data = {"site": request.site, "extends": request.site, "container": {"runtimes": [runtime]}}
+    (own / f"{request.site}.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
 
 
 def _payload(request: Request, environment: Mapping[str, str], folder: JobFolder, hand: Hand) -> tuple[str, ...]:
@@ -254,8 +257,8 @@ def _save_environment(folder: JobFolder, order: Order) -> None:
     path, part = folder.path / SAVED_ENVIRONMENT, folder.path / f".{SAVED_ENVIRONMENT}.{os.getpid()}"
     text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in order.passed.values.items())
     with suppress(OSError):
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.chmod(0o600)
+        part.unlink(missing_ok=True)
+        write_new(part, text.encode(), 0o600)
         part.rename(path)
 
 

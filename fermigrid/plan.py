@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fermigrid.advance import Work
 from fermigrid.campaign import Campaign, PipelineMessages, Resources, Step
+from fermigrid.errors import SecretRefused
 from fermigrid.image import Http, Image, Software
 from fermigrid.placeholder import compile_text
 from fermigrid.quoting import encode_field
 from fermigrid.runs import Run
+from fermigrid.sealed import SealedFiles, file_names
 from fermigrid.secret import Secret
 from fermigrid.site import Site, SiteImage
 from fermigrid.split import count_jobs, pieces_of
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 Fields = tuple[tuple[str, str], ...]
 _NONE = frozenset[str]()
+_OVER_HTTP = re.compile(r"https?:|\{")  # or it may be, as the run table says
 _SCHEME = re.compile(r"(?:file|https?|x?root)://|/")
 
 
@@ -36,7 +39,9 @@ _SCHEME = re.compile(r"(?:file|https?|x?root)://|/")
 class Assembled:
     """A campaign with all that it refers to (assemble.py reads it).
 
-    `text` is the campaign file as written; `folder` is where its relative paths start.
+    `text` is the campaign file as written; `folder` is where its relative paths start. `site_sources` and
+    `catalogue_sources` (by `("images", name)`, `("software", name)`) say in which file and line each value stands.
+    `sealed`: by site and name, the sealed secrets that steps name, or why one cannot be read.
     """
 
     campaign: Campaign
@@ -47,6 +52,9 @@ class Assembled:
     catalogue: Catalogue
     runs: tuple[Run, ...]
     bundle: Bundle | None
+    site_sources: Mapping[str, Source]
+    catalogue_sources: Mapping[tuple[str, str], Source]
+    sealed: Mapping[tuple[str, str], SealedFiles | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Request:
     accounting_user: str | None
     priority: int
     has_code: bool
+    secrets: Mapping[str, Secret]
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ def plan_batch(assembled: Assembled, work: Work) -> Plan:
         accounting_user=campaign.accounting.user,
         priority=campaign.accounting.priority,
         has_code=assembled.bundle is not None,
+        secrets={name: site.secrets[name] for name in step.secrets},
     )
     header = Header(
         campaign=campaign.campaign,
@@ -186,7 +196,7 @@ def _worker_fields(a: Assembled, work: Work, site: Site, step: Step, image: Imag
         if name not in step.environment:
             yield "env", f"{name}={value}"
     for name in step.secrets:
-        yield from _secret_fields(name, site.secrets[name])
+        yield from _secret_fields(a, site, name)
     if a.bundle:
         yield from (("code", "bundle.tar.gz"), ("code.sha256", a.bundle.sha256))
     yield "output.kind", site.output.kind
@@ -194,6 +204,8 @@ def _worker_fields(a: Assembled, work: Work, site: Site, step: Step, image: Imag
         yield "output.root", site.output.root
     yield from (("limit.stage_in", str(site.staging.stage_in)), ("limit.stage_out", str(site.staging.stage_out)))
     yield from (("stage.tries", str(site.staging.tries)), ("cores.limit", str(site.staging.cores)))
+    if any(_OVER_HTTP.match(place) for places in step.inputs.values() for place in places):
+        yield "stage.http", "yes"
     if a.campaign.messages:
         yield from _message_fields(a.campaign.messages, site)
 
@@ -229,6 +241,10 @@ def _container_fields(site: Site) -> Iterator[tuple[str, str]]:
     yield from (("runtime.option", option) for option in container.options)
     yield from (("preamble", line) for line in container.preamble)
     yield "container.workdir", container.workdir
+    if site.htcondor.grid and site.htcondor.grid.is_batch:
+        yield "batch_system", site.htcondor.grid.kind
+    if container.scratch:
+        yield "scratch", container.scratch
     if container.backoff:
         yield "backoff", str(container.backoff)
 
@@ -270,10 +286,47 @@ def _software_fields(name: str, software: Software) -> Iterator[tuple[str, str]]
     yield from (("software.env", f"{variable}={value}") for variable, value in software.environment.items())
 
 
-def _secret_fields(name: str, secret: Secret) -> Iterator[tuple[str, str]]:
-    yield from (("secret", name), ("secret.from", secret.source or ""))
+def _secret_fields(a: Assembled, site: Site, name: str) -> Iterator[tuple[str, str]]:
+    secret = site.secrets[name]
+    yield "secret", name
+    if secret.kind == "path" or (site.backend == "local" and secret.kind in ("transfer", "proxy")):
+        yield "secret.from", secret.source or ""  # of the node, or of the machine that is both
+    else:
+        yield "secret.kind", secret.kind
+        yield from _sent_fields(a, site, name, secret)
     yield from (("secret.point", f"{variable}={where}") for variable, where in secret.point.items())
+    yield from (("secret.home", f"{file}={where}") for file, where in secret.home.items())
     yield from (("secret.set", f"{variable}={value}") for variable, value in secret.environment.items())
+
+
+def _sent_fields(a: Assembled, site: Site, name: str, secret: Secret) -> Iterator[tuple[str, str]]:
+    """How a secret is called that comes with the job, and what proves it."""
+    if secret.kind == "token":
+        yield "secret.from", f"{secret.service}.use"
+    elif secret.kind == "sealed":
+        files, (envelope, signer) = sealed_files(a, site, name), file_names(name)
+        yield from (("secret.from", envelope), ("secret.sha256", files.sealed.sha256))
+        yield from (("secret.key", secret.key or ""), ("secret.certificate", secret.certificate or ""))
+        yield from (("secret.signer", signer), ("secret.signer.sha256", files.signer_sha256))
+    else:
+        yield "secret.from", secret.name_in_scratch
+
+
+def sealed_files(a: Assembled, site: Site, name: str) -> SealedFiles:
+    """What the plan carries of a sealed secret. Raises SecretRefused where it could not be read."""
+    found = a.sealed.get((site.site, name))
+    if not isinstance(found, SealedFiles):
+        raise SecretRefused(found or f"the sealed secret {name} of site {site.site} was not read")
+    return found
+
+
+def secret_files(plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """What a plan carries of its secrets, by name: envelopes and signers' certificates, nothing that is secret."""
+    site = plan.header.request.site
+    for name, secret in plan.header.request.secrets.items():
+        if secret.kind == "sealed":
+            files = sealed_files(plan.assembled, site, name)
+            yield from zip(file_names(name), (files.sealed.envelope, files.signer), strict=True)
 
 
 def _row_text(a: Assembled, work: Work, step: Step) -> str:

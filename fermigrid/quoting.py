@@ -22,6 +22,7 @@ _FORBIDDEN = re.compile("[\0\r\n\ud800-\udfff]")
 _NEVER = re.compile("[\0\ud800-\udfff]")
 _TAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PATH = re.compile(r"(?:/[A-Za-z0-9._+@=-]+)+")
 _KEY = re.compile(r"[a-z][a-z0-9_.]*")
 
 
@@ -191,6 +192,36 @@ def encode_submit_string(text: str, what: str = "string of a submit file") -> st
         raise Unrepresentable(what, text, "it ends with a backslash, which would take away the closing quote")
     _refuse_macros(text, what)
     return '"' + _encode_macros(text.replace('"', '\\"')) + '"'
+
+
+def encode_path(text: str, what: str = "path") -> str:
+    """Write an absolute path in a list of paths (`transfer_input_files`), or alone (`x509userproxy`).
+
+    HTCondor splits such lists at commas, drops blanks at the ends and some backslashes, expands macros, takes `a:` for
+    a URL and, of a path with a slash at its end, the content of the folder: all others are refused.
+    """
+    if not _PATH.fullmatch(text) or text.endswith("/") or {".", ".."} & {*text.split("/")}:
+        raise Unrepresentable(what, text, "use an absolute path of letters, digits and / . _ + @ = -")
+    return text
+
+
+def decode_path(text: str) -> str:
+    """Read what `encode_path` wrote."""
+    return encode_path(text)
+
+
+def encode_submit_expression(text: str, what: str = "ClassAd expression") -> str:
+    """Write a ClassAd expression: the right side of `+Attr = `. Macros as in `encode_submit_value`."""
+    refuse_control(text, what)
+    if not text.strip() or text.endswith("\\"):
+        raise Unrepresentable(what, text, "it is empty, or ends with a backslash, which joins the next line to it")
+    _refuse_macros(text, what)
+    return _encode_macros(text)
+
+
+def decode_submit_expression(text: str) -> str:
+    """Read what `encode_submit_expression` wrote."""
+    return _decode_macros(text, "ClassAd expression")
 
 
 def decode_submit_string(text: str) -> str:

@@ -21,6 +21,7 @@ class CampaignRecord:
     created: str
     version: str
     stopped: str | None = None
+    team: str | None = None  # the group that the run folder is shared with; None: it is private
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,24 @@ import jinja2
 
 from fermigrid import __version__
 from fermigrid.errors import Unrepresentable
+from fermigrid.grid_row import grid_row
 from fermigrid.plan import Header, Plan, Request
-from fermigrid.quoting import encode_lines, encode_submit_string, encode_submit_value
+from fermigrid.quoting import (
+    encode_lines,
+    encode_path,
+    encode_submit_expression,
+    encode_submit_string,
+    encode_submit_value,
+)
+from fermigrid.sealed import file_names
+from fermigrid.secret import Secret
+from fermigrid.site import Site
 
 PATIENCE_S = (
     300  # the batch system stops a job that is so long over its walltime: its worker should have done so itself
 )
+DEFAULT_TEMPLATE = "job.sub.j2"
+_NOT_AS_TEXT = re.compile(r"""[^A-Za-z0-9/._+@:,~-]""")  # `grep | cut -d= -f2`, quotes and blanks stripped
 SHARD_BYTES = 64 * 1024  # a job fetches its shard whole: small enough for a slow link, large enough to be few files
 
 
@@ -92,7 +105,17 @@ def render_submit(header: Header, templates: Path) -> str:
         lstrip_blocks=True,
         autoescape=False,
     )
-    return environment.get_template(header.request.site.template).render(submit_row(header))
+    return environment.get_template(submit_template(header.request.site)).render(submit_row(header))
+
+
+def submit_template(site: Site) -> str:
+    """The name of the site's submit template: its own, or the one for its universe."""
+    if site.template != DEFAULT_TEMPLATE:
+        return site.template
+    grid = site.htcondor.grid
+    if grid is None:
+        return DEFAULT_TEMPLATE
+    return "grid.sub.j2" if grid.is_batch else f"{grid.kind}.sub.j2"
 
 
 def _finalize(value: Any) -> Any:
@@ -104,14 +127,50 @@ def _finalize(value: Any) -> Any:
 
 
 def image_request(request: Request) -> str | None:
-    """The right side of `+SingularityImage =` in the site's dialect; None where the site is not asked."""
+    """The right side of `+SingularityImage =` in the site's dialect; None where the site is asked otherwise or not.
+
+    Raises Unrepresentable for a path that pilots, who read the job's ad as text, would take for another.
+    """
     container = request.site.container
-    if request.image_path is None or container.dialect == "none":
+    if request.image_path is None or container.dialect in ("none", "universe"):
         return None
     image = encode_submit_string(request.image_path, "the image's path")
     if container.dialect == "plain":
+        if bad := _NOT_AS_TEXT.search(request.image_path):
+            why = f"pilots read the job's ad as text, and {bad[0]!r} ends or alters the path there (dialect: plain)"
+            raise Unrepresentable("the image's path", request.image_path, why)
         return image
     return f"ifThenElse(({container.vacate_counter} ?: 0) >= 1, undefined, {image})"
+
+
+def container_image(request: Request) -> str | None:
+    """The image for HTCondor's container universe (dialect `universe`): a directory, or a SIF by its name's end."""
+    if request.image_path is None or request.site.container.dialect != "universe":
+        return None
+    return encode_submit_value(request.image_path, "the image's path")
+
+
+def secret_row(secrets: Mapping[str, Secret]) -> dict[str, Any]:
+    """What the submit file says of the step's secrets: names of files and services, no value."""
+    sent = [encode_path(each.source or "", name) for name, each in secrets.items() if each.kind == "transfer"]
+    sealed = [name for name, each in secrets.items() if each.kind == "sealed"]
+    proxies = [encode_path(each.source or "", name) for name, each in secrets.items() if each.kind == "proxy"]
+    tokens = [each for each in secrets.values() if each.kind == "token"]
+    return {
+        "secret_files": [*(f"$(fg_plan)/secrets/{file}" for name in sealed for file in file_names(name)), *sent],
+        "encrypted": bool(sent),
+        "tokens": token_lines(tokens).rstrip("\n").split("\n") if tokens else [],
+        "user_proxy": next(iter(proxies), None),
+    }
+
+
+def token_lines(secrets: Sequence[Secret]) -> str:
+    """What a submit file says of tokens, and nothing else: for asking the credential daemon."""
+    lines = [f"use_oauth_services = {', '.join(str(each.service) for each in secrets)}"]
+    for each in secrets:
+        lines += [f"{each.service}_oauth_permissions = {each.permissions}"] if each.permissions else []
+        lines += [f"{each.service}_oauth_resource = {each.resource}"] if each.resource else []
+    return "\n".join(lines) + "\n"
 
 
 def submit_row(header: Header) -> dict[str, Any]:
@@ -129,18 +188,25 @@ def submit_row(header: Header) -> dict[str, Any]:
         "stop_after_s": resources.walltime + PATIENCE_S,
         "requirements": condor.requirements,
         "singularity_image": image_request(request),
+        "container_image": container_image(request),
+        "container_folder": encode_submit_value(site.container.workdir, "workdir"),
         "accounting_group": request.accounting_group,
         "accounting_group_user": request.accounting_user,
         "priority": request.priority,
         "retries": request.retries,
         "has_bundle": request.has_code,
+        **secret_row(request.secrets),
         "max_materialize": most if late else None,
         "max_idle": condor.max_idle if late else None,
-        "attributes": {name: encode_submit_string(value, name) for name, value in condor.attributes.items()},
+        "attributes": {
+            **{name: encode_submit_string(value, name) for name, value in condor.attributes.items()},
+            **{name: encode_submit_expression(value, name) for name, value in condor.expressions.items()},
+        },
         "campaign": encode_submit_string(header.campaign),
         "step": encode_submit_string(header.step),
         "site": encode_submit_string(header.site),
         "block": encode_submit_string(header.block),
         "generation": header.generation,
         "image_digest": encode_submit_string(request.image_digest),
+        "grid": grid_row(condor.grid, resources, site.limits, PATIENCE_S) if condor.grid else None,
     }

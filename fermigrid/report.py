@@ -17,6 +17,11 @@ TAIL_BYTES = 1 << 20  # a report is a few kB; one that is not within the last MB
 
 _MESSAGE_ID = re.compile(r"[0-9]{1,18}\.[A-Za-z0-9.]{1,60}@fermigrid")  # a file name, too, in a spool folder
 
+_ATTEMPT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,79}")
+_CONTROL = "\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_UNTAME = re.compile(f"[\0-\x1f{_CONTROL}]")
+_UNTAME_TEXT = re.compile(f"[\0-\x08\x0b-\x1f{_CONTROL}]")
+
 INFRASTRUCTURE = frozenset({81, 82, 83, 84, 86, 88, 89, 91, 99})  # started again, elsewhere by preference
 WORDS = {
     79: "the payload ended with a code that is the worker's own (80-99); the true one is in the report",
@@ -65,7 +70,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Report:
-    """What one attempt says of itself. `data` is the whole JSON, as it came."""
+    """What one attempt says of itself. `data` is the whole JSON, without control characters in its texts."""
 
     job: str
     batch: str
@@ -105,8 +110,9 @@ def parse_report(log: bytes, job: str, batch: str) -> Report:
         if int(size) != len(text):
             raise NoReport("its report is cut short")
         data = json.loads(text.decode(errors="replace"))
-        json.dumps(data, ensure_ascii=False).encode()  # half a character ("\ud800") could be stored nowhere
-        report = _from_json(data, text.decode(errors="replace"))
+        clean = json.dumps(_tame(data), ensure_ascii=False)
+        clean.encode()  # half a character ("\ud800") could be stored nowhere
+        report = _from_json(json.loads(clean), clean)
     except NoReport:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -116,12 +122,29 @@ def parse_report(log: bytes, job: str, batch: str) -> Report:
     return report
 
 
+def _tame(value: Any, key: str = "") -> Any:
+    """The same without characters that move a terminal's cursor, colour it, or turn its text round.
+
+    Only texts of messages have lines. Outputs stay as they are: `accept` compares them with the plan.
+    """
+    if isinstance(value, str):
+        return (_UNTAME_TEXT if key == "text" else _UNTAME).sub("?", value)
+    if isinstance(value, dict):
+        return {_UNTAME.sub("?", k): v if k == "outputs" else _tame(v, k) for k, v in value.items()}
+    return [_tame(inner, key) for inner in value] if isinstance(value, list) else value
+
+
 def _from_json(data: Mapping[str, Any], text: str) -> Report:
+    for step in data["image"].get("tried", ()):  # and what else `why` shows
+        _words(step["rung"], step["result"])
+    for core in data.get("cores", ()):
+        _words(core["file"])
+    _words(data["image"].get("name", ""))
     payload_exit = data["payload_exit"]
     return Report(
         job=str(data["job"]),
         batch=str(data["batch"]),
-        attempt=str(data["attempt"]),
+        attempt=_attempt(data["attempt"]),
         start=int(data["start"]),
         host=str(data["host"]),
         where=str(data["where"]),
@@ -139,10 +162,21 @@ def _from_json(data: Mapping[str, Any], text: str) -> Report:
     )
 
 
+def _words(*values: object) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{values!r}: not texts")
+
+
 def _message(data: Mapping[str, Any]) -> Message:
     if not _MESSAGE_ID.fullmatch(str(data["id"])):
         raise ValueError(f"{data['id']!r} is no Message-ID")
     return Message(str(data["kind"]), str(data["id"]), data["result"] == "doubt", str(data["text"]))
+
+
+def _attempt(value: object) -> str:
+    if not isinstance(value, str) or not _ATTEMPT.fullmatch(value):
+        raise ValueError(f"{value!r} is no attempt")
+    return value
 
 
 def _exit_code(value: object) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fermigrid.errors import RunFolderError
+from fermigrid.plainfile import real_folder
 
 _TAME_PATH = re.compile(r"[A-Za-z0-9/._+@=-]+\Z")
 
@@ -60,6 +61,15 @@ class RunFolder:
     def event_log(self, block: str) -> Path:
         """The event log of a block."""
         return self.path / "blocks" / block / "events.log"
+
+    def make_inside(self, path: Path) -> None:
+        """Make a folder of this run folder. Raises RunFolderError, also when one on the way is a link."""
+        try:
+            with real_folder(self.path, path.relative_to(self.path).parts, make=True):
+                return
+        except OSError as error:
+            text = f"{path} in the run folder cannot be used: {error.filename or path}: {error.strerror}"
+            raise RunFolderError(text) from error
 
 
 def check_path(path: Path) -> Path:

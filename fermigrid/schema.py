@@ -95,4 +95,7 @@ MIGRATIONS = (
         PRIMARY KEY (host, code)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE campaign ADD COLUMN team TEXT;   -- the group that the run folder is shared with; NULL: private
+    """,
 )

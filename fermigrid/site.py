@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Line, Resources, Seconds, Variable, Word
-from fermigrid.config import Model, Source, load, nearest
-from fermigrid.errors import ConfigError, NotFound, Problem
+from fermigrid.config import Model, Source, find_unknown, find_wrong, load, validate
+from fermigrid.errors import ConfigError, Problem
 from fermigrid.grid import Grid
-from fermigrid.image import Catalogue
+from fermigrid.image import Catalogue, check_version
+from fermigrid.inherit import SiteText, read_site
 from fermigrid.secret import Secret
 from fermigrid.units import parse_bytes, parse_seconds
 
@@ -51,13 +52,6 @@ def check_runtime(text: str) -> str:
     """The name or path of a container runtime, given back. Raises ValueError."""
     if text.rpartition("/")[2] in ("docker", "nerdctl", "crun", "runc"):
         raise ValueError("is no runtime that the worker can use: apptainer, singularity or podman, or the path of one")
-    return text
-
-
-def check_version(text: str) -> str:
-    """`apptainer 1.3` or `singularity 3.8`, given back. Raises ValueError."""
-    if not re.fullmatch(r"(?:apptainer|singularity) [0-9]+(?:\.[0-9]+){0,2}", text):
-        raise ValueError("is no runtime with its version, such as apptainer 1.3 or singularity 3.8")
     return text
 
 
@@ -226,40 +220,49 @@ class Site(Model):
     staging: Staging = Staging()
     messages: Messages = Messages()
     limits: SiteLimits = SiteLimits()
+    queue_wait: Seconds | None = None
 
 
 def load_site(name: str, folders: Sequence[Path]) -> tuple[Site, Source]:
-    """The site `name`, from the first folder that has it. Raises NotFound, ConfigError."""
-    for folder in folders:
-        path = folder / f"{name}.yaml"
-        if name != "images" and path.is_file():
-            site, source = load(Site, path)
-            if site.site != name:
-                raise ConfigError([source.problem(("site",), f"{site.site!r} is in a file named {path.name}")])
-            return site, source
-    known = site_names(folders)
-    raise NotFound(f"no site {name!r}{nearest(name, known)}", f"Known sites: {', '.join(known) or 'none'}")
+    """The site `name` of the first folder that has it, over what it extends. Raises NotFound, ConfigError: also for
+    values that are still to be asked for."""
+    found = read_site(name, folders)
+    if problems := [*wrong_values(found), *found.open_problems()]:
+        raise ConfigError(problems, found.way_out if found.questions else "")
+    return validate(Site, found.data, found.source), found.source
 
 
-def site_names(folders: Sequence[Path]) -> list[str]:
-    """The names of all sites that can be found."""
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")} - {"images"})
+def wrong_values(found: SiteText) -> list[Problem]:
+    """Everything that is wrong with a site; open questions are not."""
+    problems = [*find_wrong(Site, found.data, found.source), *find_unknown(Site, found.taken, found.source)]
+    written, file = found.data.get("site"), found.files[0]
+    if isinstance(written, str) and written != file.stem:
+        problems.append(found.source.problem(("site",), f"{written!r} is in a file named {file.name}"))
+    return problems
 
 
 def load_catalogue(folders: Sequence[Path]) -> Catalogue:
     """All images and software; an entry of an earlier folder hides one of a later folder. Raises ConfigError."""
+    return read_catalogue(folders)[0]
+
+
+def read_catalogue(folders: Sequence[Path]) -> tuple[Catalogue, dict[tuple[str, str], Source]]:
+    """The same, and for each entry (`("images", name)`) the file that has it. Raises ConfigError."""
     images, software, problems = {}, {}, list[Problem]()
+    sources: dict[tuple[str, str], Source] = {}
     for folder in reversed(folders):
         path = folder / "images.yaml"
         if not path.is_file():
             continue
         try:
-            found, _ = load(Catalogue, path)
+            found, source = load(Catalogue, path)
         except ConfigError as error:
             problems += error.problems
             continue
         images.update(found.images)
         software.update(found.software)
+        sources.update({("images", name): source for name in found.images})
+        sources.update({("software", name): source for name in found.software})
     if problems:
         raise ConfigError(problems)
-    return Catalogue(images=images, software=software)
+    return Catalogue(images=images, software=software), sources

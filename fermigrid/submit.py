@@ -18,15 +18,18 @@ from datetime import datetime
 from pathlib import Path
 
 from fermigrid import __version__, backends
+from fermigrid.access import Trust, group_name, make_run_folder, team_of, trust_of
 from fermigrid.advance import Work, blocks_of
 from fermigrid.backends import Handle, RenderedBatch
 from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionRefused
+from fermigrid.inherit import read_site
 from fermigrid.ledger import Ledger, create_ledger, open_ledger
 from fermigrid.plan import Assembled, plan_batch, shares
-from fermigrid.planfolder import is_plan, make_work, write_plan
+from fermigrid.planfolder import make_work, plan_faults, write_plan
 from fermigrid.records import BatchRecord, CampaignRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.runs import parse_table, write_table
+from fermigrid.secret_check import refuse_unfit, with_sealed
 from fermigrid.site import Site
 from fermigrid.units import show_count
 
@@ -66,10 +69,13 @@ def campaign_digest(assembled: Assembled, site: str | None) -> str:
     return digest.hexdigest()
 
 
-def prepare(folder: RunFolder) -> None:
-    """Make the run folder, private. Raises RunFolderError when it has files of somebody else; none is touched then."""
+def prepare(folder: RunFolder, gid: int | None = None, trust: Trust | None = None) -> None:
+    """Make the run folder, private, or for the group `gid`.
+
+    Raises RunFolderError when it has files of somebody else; none is touched then; and AccessRefused.
+    """
     try:
-        folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_run_folder(folder.path, gid, trust or trust_of({}))
         names = {path.name for path in folder.path.iterdir()}
     except OSError as error:
         raise RunFolderError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
@@ -116,6 +122,7 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
         search=tuple(search),
         created=hand.now().isoformat(timespec="seconds"),
         version=__version__,
+        team=None if (gid := team_of(folder.path)) is None else group_name(gid),
     )
     draft = folder.ledger.with_suffix(".draft")
     for name in MADE_FIRST:
@@ -143,12 +150,13 @@ def _differences(assembled: Assembled, folder: RunFolder, site: str | None, know
 
 def _keep(assembled: Assembled, folder: RunFolder, search: Sequence[str]) -> None:
     """Copies of what the campaign was made of, so that later changes of its files do not reach it."""
-    names = ["images.yaml", *(f"{site}.yaml" for site in assembled.sites)]
-    for number, origin in enumerate(search):
+    folders = [Path(origin) for origin in search]
+    names = {"images.yaml", *(path.name for site in assembled.sites for path in read_site(site, folders).files)}
+    for number, origin in enumerate(folders):
         kept = folder.sites / str(number)
         kept.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if (source := Path(origin, name)).is_file():
+        for name in sorted(names):
+            if (source := origin / name).is_file():
                 shutil.copyfile(source, kept / name)
     folder.campaign.write_text(assembled.text, encoding="utf-8")
     with folder.runs.open("w", encoding="utf-8", newline="") as file:
@@ -178,12 +186,20 @@ def options_of(site: Site, retries: int) -> dict[str, object]:
 
 
 def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: Iterable[Work], hand: Hand) -> int:
-    """Plan, write, intend and send each batch; returns how many were sent."""
-    sent, instance = 0, ledger.campaign().instance
+    """Plan, write, intend and send each batch; returns how many were sent.
+
+    Raises SecretRefused before anything of a batch is made whose secrets are not there, or end too soon.
+    """
+    sent, instance, fit = 0, ledger.campaign().instance, set[tuple[str, str]]()
     for work in works:
+        if (work.step, work.site) not in fit:
+            assembled = with_sealed(assembled)
+            refuse_unfit(assembled, [(work.step, work.site)], hand.now())
+            fit.add((work.step, work.site))
         plan = plan_batch(assembled, work)
         header, site = plan.header, plan.header.request.site
         place = folder.batch(work.block, work.step, work.generation)
+        folder.make_inside(place)
         if (place / "plan").exists():  # written, but never intended: nobody has it
             shutil.rmtree(place / "plan")
         digest = write_plan(plan, place / "plan")
@@ -228,7 +244,11 @@ def handle_of(folder: RunFolder, record: BatchRecord) -> Handle:
 
 def _send(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand) -> None:
     batch = rendered(folder, record)
-    make_work(batch.work_dir, batch.plan_dir)
+    folder.make_inside(batch.plan_dir.parent)
+    if changed := plan_faults(batch.plan_dir, record.digest):
+        text = f"the plan {batch.plan_dir} was changed or damaged after it was intended: {changed[0]}"
+        raise RunFolderError(text, "It is not submitted. To submit anew: another folder with --run-dir.")
+    make_work(batch.work_dir, batch.plan_dir, batch.event_log)
     try:
         handle = backends.load(record.backend).submit(batch)
     except SubmissionRefused as error:
@@ -285,10 +305,5 @@ def settle(ledger: Ledger, folder: RunFolder, hand: Hand, sleep: Callable[[float
     """End every doubt: adopt the batches that landed, send those that did not. Returns how many there were."""
     count = len(doubtful(ledger))
     for record in certainly_not_sent(ledger, folder, hand, sleep):
-        batch = rendered(folder, record)
-        if not is_plan(batch.plan_dir, record.digest):
-            raise RunFolderError(
-                f"the plan {batch.plan_dir} was changed or damaged after it was intended; it will not be submitted"
-            )
         _send(ledger, folder, record, hand)
     return count

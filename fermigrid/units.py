@@ -66,3 +66,18 @@ def show_seconds(seconds: float) -> str:
             rest = whole % big // small
             return f"{whole // big} {name}" + (f" {rest} {less}" if rest else "")
     raise AssertionError(whole)
+
+
+def exact_bytes(count: int) -> str:
+    """Bytes as `parse_bytes` reads them, with nothing rounded away: `2 GiB`, `2500 MiB`, `1001 B`."""
+    return _exact(count, BYTES)
+
+
+def exact_seconds(count: int) -> str:
+    """Seconds as `parse_seconds` reads them, with nothing rounded away: `4 h`, `90 min`."""
+    return _exact(count, SECONDS)
+
+
+def _exact(count: int, units: dict[str, int]) -> str:
+    unit = max((name for name, size in units.items() if count % size == 0), key=lambda name: units[name])
+    return f"{count // units[unit]} {unit}"

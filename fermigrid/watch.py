@@ -9,7 +9,7 @@ from fermigrid import backends
 from fermigrid.accept import Items, accept_ended, publish_accepted
 from fermigrid.advance import Progress, Work, work_needed
 from fermigrid.backends import JobSeen
-from fermigrid.errors import BackendUnavailable, FermigridError, SubmissionDoubt
+from fermigrid.errors import BackendUnavailable, FermigridError, SecretRefused, SubmissionDoubt
 from fermigrid.ledger import Ledger
 from fermigrid.messages import send_missing
 from fermigrid.plan import Assembled
@@ -70,7 +70,7 @@ def watch_once(f: Following) -> Turn:
     try:
         settle(f.ledger, f.folder, f.hand)
         turn = replace(turn, submitted=advance(f))
-    except (BackendUnavailable, SubmissionDoubt) as error:
+    except (BackendUnavailable, SecretRefused, SubmissionDoubt) as error:
         turn = replace(turn, problems=tuple(dict.fromkeys((*turn.problems, _words(error)))))
     return replace(turn, finished=is_finished(f))
 

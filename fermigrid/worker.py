@@ -14,7 +14,12 @@ Fields = Sequence[tuple[str, str]]
 
 _PART = re.compile(r'\. "\$here/(?P<name>\w+)\.sh"')
 _COMMENT = re.compile(r"(?P<code>.*?)  # [^\"'`]*")
+_ENDS = re.compile(r"(?:X509_USER_PROXY|BEARER_TOKEN_FILE)=")
 _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
+    "download": lambda fields: any(_has(fields, key) for key in ("image.url", "image.registry", "node_cache")),
+    "fetch": lambda fields: (
+        any(_has(fields, key) for key in ("image.url", "stage.http")) or ("output.kind", "http") in fields
+    ),
     "cache": lambda fields: _has(fields, "node_cache"),
     "adler32": lambda fields: ("verify", "adler32") in fields,
     "unpack": lambda fields: ("image.format", "directory") in fields,
@@ -26,7 +31,18 @@ _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     "stage_names": lambda fields: any(name == "output.kind" and value != "transfer" for name, value in fields),
     "stage_posix": lambda fields: ("output.kind", "posix") in fields,
     "stage_remote": lambda fields: ("output.kind", "xrootd") in fields or ("output.kind", "http") in fields,
-    "secrets": lambda fields: _has(fields, "secret"),
+    "scratch": lambda fields: _has(fields, "scratch") or _has(fields, "batch_system"),
+    "secrets": lambda fields: any(name.startswith("secret") for name, _ in fields),
+    "secrets_sealed": lambda fields: ("secret.kind", "sealed") in fields,
+    "secrets_live": lambda fields: any(
+        value in ("token", "proxy")
+        if name == "secret.kind"
+        else name == "secret.point" and _ENDS.match(value) is not None
+        for name, value in fields
+    ),
+    "secrets_wallet": lambda fields: any(
+        name == "secret.point" and value.startswith("TNS_ADMIN=") for name, value in fields
+    ),
 }
 OPTIONAL = tuple(_NEEDED)
 

@@ -19,6 +19,7 @@ from fermigrid.submit import Hand, sites_of_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 SITES = ROOT / "sites"
+ANSWERS = ROOT / "tests/golden/sites"  # what the shipped sites ask for, made up
 NOW = datetime(2027, 3, 4, 5, 6, 7, tzinfo=UTC)
 
 SMALL = """\

@@ -11,6 +11,7 @@ from typing import Any
 
 from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.errors import BackendUnavailable, SubmissionDoubt, SubmissionRefused
+from fermigrid.quoting import decode_row
 from fermigrid.states import Seen
 from tests.campaigns import read_items
 
@@ -118,22 +119,26 @@ def end_job(
 ) -> None:
     """A job ends: its log comes back with a report, and its output when it has one."""
     name, shard = list(read_items(batch.plan_dir))[index]
+    rows = (batch.plan_dir / "shards" / shard).read_text().splitlines()
+    row = next(fields for line in rows if (fields := decode_row(line))[0] == ("job", name))
+    names, places = ([value for key, value in row if key == which] for which in ("out", "out.to"))
     folder = batch.work_dir / shard
     outputs = []
     if content is not None and code == 0:
         (folder / "out").mkdir(exist_ok=True)
-        file = f"{name}.0.{attempt}"
-        (folder / "out" / file).write_bytes(content)
-        to = changes.pop("to", f"{name}.fit")
+        for number in range(len(names)):
+            (folder / "out" / f"{name}.{number}.{attempt}").write_bytes(content)
+        to = changes.pop("to", None)
         outputs = [
             {
-                "name": "out.fit",
-                "to": to,
-                "file": file,
+                "name": local,
+                "to": to or place,
+                "file": f"{name}.{number}.{attempt}",
                 "bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "result": "ours",
             }
+            for number, (local, place) in enumerate(zip(names, places, strict=True))
         ]
     report = {
         "job": name,

@@ -13,7 +13,8 @@ from tests.campaigns import ROOT, finish, python
 PACKAGE = ROOT / "fermigrid"
 PURE = (
     "advance", "split", "plan", "states", "quoting", "report", "placeholder", "check", "render", "units",
-    "pipeline", "pipeline_campaign",
+    "check_fit", "check_site", "credential", "pipeline", "pipeline_campaign", "difference", "values",
+    "effective", "json_schema", "kinds",
 )  # fmt: skip
 WORLD = {
     "htcondor2", "classad2", "sqlite3", "subprocess", "os", "click", "rucio", "socket", "shutil", "tempfile",
@@ -46,7 +47,12 @@ def test_pure_modules_do_not_touch_the_world(name: str) -> None:
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_read_no_clock_and_no_environment(name: str) -> None:
     tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
-    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in SURROUNDINGS]
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in SURROUNDINGS - {"home"}]
+    used += [
+        node.func  # Path.home(); a secret has an attribute of that name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "home"
+    ]
     called = [
         node
         for node in ast.walk(tree)

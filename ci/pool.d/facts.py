@@ -145,11 +145,100 @@ output: {{kind: transfer}}
 """
 
 
+def slurm_site() -> str:
+    """The real Slurm behind HTCondor's blahp as fermigrid's site file, `pool-slurm`."""
+    return """\
+site: pool-slurm
+title: The test pool's Slurm, through HTCondor's grid universe
+contact: the fermigrid developers
+manual: https://htcondor.readthedocs.io/en/latest/grid-computing/
+backend: htcondor
+htcondor:
+  grid: {kind: slurm, queue: milano, project: "fermi:L1", options: ["-L sps:1"]}
+container:
+  launch: worker
+  scratch: /lscratch
+  node_cache: {path: /var/cache/fermigrid, limit: 2 GiB}
+binds:
+  - {from: /sps, to: /sps, mode: rw}
+output: {kind: transfer}
+limits: {cpus: 8, memory: 16000 MiB, walltime: 7 d}
+"""
+
+
+def ce_site(resource: str) -> str:
+    """The second schedd as fermigrid's site file, `pool-ce`: it starts the container, or fermigrid's worker does."""
+    _, ce, collector = resource.split()
+    return f"""\
+site: pool-ce
+title: The test pool through a second schedd, which stands for an HTCondor-CE
+contact: the fermigrid developers
+manual: https://htcondor.readthedocs.io/en/latest/grid-computing/
+backend: htcondor
+htcondor:
+  grid: {{kind: condor, ce: "{ce}", pool: "{collector}"}}
+  requirements: HasSingularity
+container:
+  launch: site
+  dialect: self-healing
+  node_cache: {{path: /var/cache/fermigrid, limit: 2 GiB}}
+output: {{kind: transfer}}
+"""
+
+
+def pilot_site() -> str:
+    """The pilot as fermigrid's site file, `pool-pilot`: its wrapper reads the job's ad as text."""
+    return """\
+site: pool-pilot
+title: "The test pool, SITEP only: a pilot whose wrapper starts the container"
+contact: the fermigrid developers
+manual: https://glideinwms.fnal.gov/
+backend: htcondor
+htcondor:
+  requirements: HAS_SINGULARITY == true
+  attributes: {DESIRED_Sites: SITEP}
+  expressions: {SingularityBindCVMFS: "true"}
+container:
+  launch: site
+  dialect: plain
+  node_cache: {path: /var/cache/fermigrid, limit: 2 GiB}
+output: {kind: transfer}
+"""
+
+
+def universe_site() -> str:
+    """HTCondor's own container universe as fermigrid's site file, `pool-universe`."""
+    return """\
+site: pool-universe
+title: "The test pool, SITEA only: HTCondor's container universe"
+contact: the fermigrid developers
+manual: https://htcondor.readthedocs.io/en/latest/users-manual/env-of-job.html
+backend: htcondor
+htcondor:
+  requirements: GLIDEIN_Site == "SITEA"
+container:
+  launch: site
+  dialect: universe
+  node_cache: {path: /var/cache/fermigrid, limit: 2 GiB}
+output: {kind: transfer}
+"""
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file as a whole: a reader sees the old one or the new one."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def write_grid_sites(pool: Path, facts: dict[str, Any]) -> None:
+    """The sites behind the grid's engines, where these run; none are left of an earlier start."""
+    for name in ("slurm", "ce", "pilot"):
+        (pool / f"sites/pool-{name}.yaml").unlink(missing_ok=True)
+    if "grid" in facts:
+        write_text(pool / "sites/pool-slurm.yaml", slurm_site())
+        write_text(pool / "sites/pool-ce.yaml", ce_site(facts["grid"]["ce"]["resource"]))
+        write_text(pool / "sites/pool-pilot.yaml", pilot_site())
 
 
 def main(pool: Path, built: Path) -> None:
@@ -161,6 +250,8 @@ def main(pool: Path, built: Path) -> None:
     write_text(pool / "sites/images.yaml", catalogue(facts))
     for letter in SITE_TITLES:
         write_text(pool / f"sites/pool-{letter}.yaml", site_file(letter))
+    write_text(pool / "sites/pool-universe.yaml", universe_site())
+    write_grid_sites(pool, facts)
     write_text(pool / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 

@@ -26,6 +26,10 @@ make_grid_folders() {
     chmod 1777 "$POOL_DIR/log/grid" "$node"/{cache,lscratch}      # gridmanager's children log there as the owner of the jobs
     chown --reference="$state/spool" "$state/spool.ce"
     chown "$(slurm_user)" "$state/slurm/control"
+    mkdir -p "$POOL_DIR"/nodes/p/{execute,cache,lscratch}
+    chown --reference="$state/spool" "$POOL_DIR/nodes/p/execute"
+    chmod 1777 "$POOL_DIR"/nodes/p/{cache,lscratch}
+    install -m 755 "$RECIPES/pilot-wrapper" "$POOL_DIR/nodes/p/lscratch/"    # in /tmp a job would not see it
     [ -e "$POOL_DIR/log/SlurmJobs" ] || : > "$POOL_DIR/log/SlurmJobs"
     chown "$(slurm_user)" "$POOL_DIR/log/SlurmJobs"
 }
@@ -74,7 +78,8 @@ mount_grid() {  # onto places of the read-only node, for all that starts from no
 
 grid_answers() {
     has_grid && inside sinfo --noheader --nodes="$SLURM_NODE" --format=%T 2> /dev/null | grep -qxE 'idle|mixed|allocated' &&
-        inside condor_status -schedd ce@fermigrid.test -af Name 2> /dev/null | grep -q .
+        inside condor_status -schedd ce@fermigrid.test -af Name 2> /dev/null | grep -q . &&
+        inside condor_status -constraint 'GLIDEIN_Site == "SITEP"' -af Name 2> /dev/null | grep -q .
 }
 
 wait_until_grid_ready() {

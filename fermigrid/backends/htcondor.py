@@ -18,6 +18,7 @@ from fermigrid.backends import htcondor_words as words
 from fermigrid.backends.htcondor_process import Reply, call
 from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionDoubt, SubmissionRefused
 from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_clusters, read_events
+from fermigrid.plainfile import read_plain
 from fermigrid.states import Seen
 
 _EVENTS = 20_000  # events of one log in one call of `observe`: some 5 MB
@@ -47,27 +48,32 @@ def submit(batch: RenderedBatch) -> Handle:
         case Reply(kind="answer"):
             return Handle(batch, str(reply.content["where"]), int(reply.content["cluster"]))
         case Reply(kind="refused"):
-            hint = _OTHER_MACHINE if "on another machine" in reply.words else ""
-            raise SubmissionRefused(f"{batch.name}: HTCondor refused the batch: {reply.words}", hint)
+            said, _, todo = reply.words.partition("\n")
+            hint = _OTHER_MACHINE if "on another machine" in said else todo
+            raise SubmissionRefused(f"{batch.name}: HTCondor refused the batch: {said}", hint)
         case Reply(sending=False) | Reply(kind="unavailable"):
             raise BackendUnavailable(f"{batch.name}: not sent: {reply.words}", _LATER)
     raise SubmissionDoubt(f"{batch.name}: it was sent and no answer came: {reply.words}", _SETTLE)
 
 
 def _macros(batch: RenderedBatch) -> dict[str, str]:
-    """What the submit file is told at submission. The plan digest is the sha256 of plan.json."""
+    """What the submit file is told at submission. The plan digest is the sha256 of plan.json.
+
+    The worker checks job.env by its digest, which is in the queue, out of reach of whoever can change the file.
+    """
     return {
         "fg_plan": str(batch.plan_dir.absolute()),
         "fg_work": str(batch.work_dir.absolute()),
         "fg_log": str(batch.event_log.absolute()),
         "fg_batch": batch.batch_id,
         "fg_digest": sha256(_read(batch.plan_dir / "plan.json")).hexdigest(),
+        "fg_env": sha256(_read(batch.plan_dir / "job.env")).hexdigest(),
     }
 
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_plain(file)
     except OSError as error:
         raise RunFolderError(f"{file}: the plan cannot be read: {error.strerror}") from error
 
@@ -168,17 +174,26 @@ def _from_event(event: LogEvent, batch: RenderedBatch) -> Iterator[JobSeen]:
     state = _SEEN.get(EventCode(event.code)) if event.code in set(EventCode) else None
     if state is None or not 0 <= event.proc < batch.jobs or words.is_warning(event.text):
         return
+    if state is Seen.HELD and words.is_restart(event.hold_code, event.hold_subcode):
+        code, why = event.hold_subcode, event.reason or ""
+        yield JobSeen(batch.batch_id, event.proc, Seen.EVICTED, event.time, exit_code=code, reason=why)
+        return
     yield JobSeen(
         batch.batch_id,
         event.proc,
         state,
         event.time,
-        host=event.host or "",
+        host=_machine(event.host),
         exit_code=words.code_returned(event.lines) if state is Seen.EVICTED else event.return_value,
         signal=event.signal,
         reason=_reason(state, event),
         code="" if event.hold_code is None else f"{event.hold_code}/{event.hold_subcode}",
     )
+
+
+def _machine(host: str | None) -> str:
+    """The machine that runs the job; of the grid universe the event has only the `grid_resource`."""
+    return host if host and " " not in host else ""
 
 
 def _reason(state: Seen, event: LogEvent) -> str:
@@ -224,6 +239,8 @@ def _from_ads(batch: RenderedBatch, told: Mapping[str, Any]) -> Iterator[JobSeen
 def _from_ad(batch: RenderedBatch, index: int, ad: Mapping[str, Any]) -> JobSeen:
     time = datetime.fromtimestamp(int(ad.get("EnteredCurrentStatus", 0)), UTC)
     match ad.get("JobStatus"):
+        case 5 if words.is_restart(ad.get("HoldReasonCode"), ad.get("HoldReasonSubCode")):
+            return JobSeen(batch.batch_id, index, Seen.EVICTED, time, reason=str(ad.get("HoldReason", "")))
         case 5:
             code = f"{ad.get('HoldReasonCode', 0)}/{ad.get('HoldReasonSubCode', 0)}"
             return JobSeen(batch.batch_id, index, Seen.HELD, time, reason=str(ad.get("HoldReason", "")), code=code)
@@ -236,6 +253,17 @@ def _from_ad(batch: RenderedBatch, index: int, ad: Mapping[str, Any]) -> JobSeen
                 batch.batch_id, index, Seen.ENDED, time, exit_code=ad.get("ExitCode"), signal=ad.get("ExitSignal")
             )
     return JobSeen(batch.batch_id, index, Seen.EVICTED if ad.get("NumJobStarts") else Seen.SUBMITTED, time)
+
+
+def check_tokens(options: Mapping[str, object], text: str) -> None:
+    """See that the credential daemon has the tokens that a submit file asks for. Raises SubmissionRefused, with the
+    address where they are to be had as its hint, and BackendUnavailable."""
+    reply = call(options, verb="tokens", text=text)
+    if reply.kind == "refused":
+        said, _, todo = reply.words.partition("\n")
+        raise SubmissionRefused(said, todo)
+    if reply.kind != "answer":
+        raise BackendUnavailable(f"HTCondor: {reply.words}", _LATER)
 
 
 def explain(handle: Handle, index: int) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ from typing import Any
 import classad2
 import htcondor2
 
+from fermigrid.backends import htcondor_grid
+from fermigrid.backends.htcondor_ce import ce_of
+from fermigrid.backends.htcondor_wire import SETTINGS, find_clear_wire
 from fermigrid.backends.htcondor_words import (
     NOT_LATE,
     Fault,
@@ -66,6 +69,7 @@ _WAITING = (
     "TransferringOutput",
     "TransferQueued",
     "ServerTime",
+    *htcondor_grid.ATTRIBUTES,
 )
 _TOTALS = {"Cpus": "TotalSlotCpus", "Memory": "TotalSlotMemory", "Disk": "TotalSlotDisk"}
 _SLOT = ("Name", "SlotType", "State", *_TOTALS, *_TOTALS.values())
@@ -152,6 +156,10 @@ def _submit(request: Request) -> dict[str, Any]:
     schedd = htcondor2.Schedd(place)
     if not _answers(schedd):
         raise Fault("unavailable", f"the schedd {name} does not answer")
+    if description.get("encrypt_input_files"):
+        _refuse_clear_wire(place)
+    if description.get("use_oauth_services"):
+        _obtain_tokens(description)
     _say(sending=True)
     try:
         result = _send(schedd, description)
@@ -164,6 +172,37 @@ def _submit(request: Request) -> dict[str, Any]:
             raise Fault("refused", NOT_LATE) from error
         raise read_submit_error(str(error)) from error
     return {"where": name, "cluster": result.cluster(), "jobs": result.num_procs()}
+
+
+def _refuse_clear_wire(place: classad2.ClassAd) -> None:
+    """Secrets travel only where the schedd's own settings say that nobody can read them on the way."""
+    try:
+        found = htcondor2.RemoteParam(place)
+        settings = {name: str(found[name]) for name in SETTINGS if name in found}
+    except htcondor2.HTCondorException as error:
+        text = "secrets of kind transfer are sent only where the schedd says that it encrypts them; it does not answer"
+        raise Fault("refused", f"{text}: {error}. Use kind: sealed or path") from error
+    if why := find_clear_wire(settings, str(place.get("CondorVersion") or "")):
+        raise Fault("refused", why)
+
+
+def _obtain_tokens(description: htcondor2.Submit) -> None:
+    """See that the credential daemon has the user's tokens: a job without them would be held at once."""
+    services = description.get("use_oauth_services")
+    try:
+        url = description.issue_credentials()
+    except htcondor2.HTCondorException as error:
+        text = f"the credential daemon (condor_credd) has no token of {services} for you: {error}"
+        raise Fault("refused", text) from error
+    if url:
+        text = f"the credential daemon has no token of {services} for you yet"
+        raise Fault("refused", f"{text}\nGet it, then repeat: {url}")
+
+
+def _tokens(request: Request) -> dict[str, Any]:
+    """The same without a submission; what is asked for is what a submit file says."""
+    _obtain_tokens(htcondor2.Submit(request["text"]))
+    return {}
 
 
 def _send(schedd: htcondor2.Schedd, description: htcondor2.Submit) -> htcondor2.SubmitResult:
@@ -281,16 +320,44 @@ def _explain(request: Request) -> dict[str, Any]:
         "match": None,
         "ahead": None,
         "user": None,
+        "there": None,
     }
     if job is None:
-        ended = schedd.history(f"ClusterId == {cluster} && ProcId == {index}", [*_STATE, *_END, *_HOLD], 1)
-        answer["left"] = _plain(ended[0], (*_STATE, *_END)) if ended else None
-    elif job.get("JobStatus") == 1:
+        wanted = [*_STATE, *_END, *_HOLD, *htcondor_grid.ATTRIBUTES]
+        ended = schedd.history(f"ClusterId == {cluster} && ProcId == {index}", wanted, 1)
+        answer["left"] = _plain(ended[0], (*_STATE, *_END, *htcondor_grid.ATTRIBUTES)) if ended else None
+    elif job.get("JobStatus") == 1 and job.get("JobUniverse") != htcondor_grid.GRID_UNIVERSE:
         collector = htcondor2.Collector(request["pool"])
-        answer["match"] = _match(job, _slots(collector, job))
-        answer["ahead"] = _ahead(schedd, job)
-        answer["user"] = _user(collector, str(job.get("User") or ""))
+        answer |= _explain_idle(schedd, collector, job)
+    elif job.get("GridJobId") and not job.get("GridResourceUnavailableTime"):
+        answer["there"] = _there(job)
     return answer
+
+
+def _explain_idle(schedd: htcondor2.Schedd, collector: htcondor2.Collector, job: classad2.ClassAd) -> dict[str, Any]:
+    """Why a waiting job waits: the machines, the jobs before it, its user's priority."""
+    return {
+        "match": _match(job, _slots(collector, job)),
+        "ahead": _ahead(schedd, job),
+        "user": _user(collector, str(job.get("User") or "")),
+    }
+
+
+def _there(job: classad2.ClassAd) -> dict[str, Any] | None:
+    """What the CE that has the job says of it; None for jobs that no CE has. Words, when it does not answer us."""
+    ce, pool = ce_of(job)
+    if not ce:
+        return None
+    cluster, _, proc = str(job["GridJobId"]).rpartition(" ")[2].partition(".")
+    try:
+        collector = htcondor2.Collector(pool)
+        schedd = htcondor2.Schedd(collector.locate(htcondor2.DaemonType.Schedd, ce))
+        ads = schedd.query(f"ClusterId == {int(cluster)} && ProcId == {int(proc)}")
+        found: dict[str, Any] = {"job": _plain(ads[0], (*_STATE, *_HOLD, *_WAITING)) if ads else None}
+        idle = bool(ads) and ads[0].get("JobStatus") == 1
+        return found | (_explain_idle(schedd, collector, ads[0]) if idle else {})
+    except (htcondor2.HTCondorException, TypeError, ValueError) as error:
+        return {"silent": str(error)}
 
 
 def _ahead(schedd: htcondor2.Schedd, job: classad2.ClassAd) -> dict[str, Any]:
@@ -407,4 +474,12 @@ def _value(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-_VERBS = {"where": _where, "submit": _submit, "find": _find, "look": _look, "act": _act, "explain": _explain}
+_VERBS = {
+    "where": _where,
+    "submit": _submit,
+    "find": _find,
+    "look": _look,
+    "act": _act,
+    "explain": _explain,
+    "tokens": _tokens,
+}

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from fermigrid.backends import htcondor_ce as ce
+from fermigrid.backends import htcondor_grid as grid
+from fermigrid.report import INFRASTRUCTURE
 from fermigrid.units import show_bytes, show_seconds
 
 Facts = Mapping[str, Any]
+JOB_POLICY = 3  # the hold code of a job's own policies
 
 
 # --- faults of a call --------------------------------------------------------------------------------------
@@ -187,6 +191,11 @@ def explain_hold(code: int | None, subcode: int | None, reason: str) -> tuple[st
     )
 
 
+def is_restart(code: int | None, subcode: int | None) -> bool:
+    """Whether a hold is the pause before a batch system's job starts again; the subcode is its worker's exit code."""
+    return code == JOB_POLICY and subcode in INFRASTRUCTURE
+
+
 # --- reasons in the event log ------------------------------------------------------------------------------
 
 _RETURNED = re.compile(r"\(1\) Normal termination \(return value (-?\d+)\)")
@@ -294,11 +303,19 @@ def explain(facts: Facts, index: int) -> tuple[str, ...]:
 
 def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator[str]:
     status = job.get("JobStatus")
-    if status == 5:
+    if status == 5 and grid.is_grid(job) and not job.get("HoldReasonCode"):
+        yield from (ce.explain_hold if any(ce.ce_of(job)) else grid.explain_refusal)(job)
+    elif status == 5 and is_restart(job.get("HoldReasonCode"), job.get("HoldReasonSubCode")):
+        yield f"{job.get('HoldReason')} after a pause"
+    elif status == 5:
         yield from explain_hold(job.get("HoldReasonCode"), job.get("HoldReasonSubCode"), str(job.get("HoldReason", "")))
         if factory and factory.get("JobMaterializeLimit") and factory.get("JobsHeld"):
             held, limit = factory["JobsHeld"], factory["JobMaterializeLimit"]
             yield f"{held} held jobs of the batch take part of the {limit} places that it may have in the queue"
+    elif grid.is_grid(job) and status in (1, 2):
+        yield from (grid.explain_waiting if status == 1 else grid.explain_running)(job, _age(job))
+        if there := facts.get("there"):
+            yield from _explain_there(job, there)
     elif status in (2, 6):
         doing = "waits for file transfer" if job.get("TransferQueued") else "brings its inputs"
         what = doing if job.get("TransferringInput") else "brings its outputs back" if status == 6 else "runs"
@@ -307,6 +324,15 @@ def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator
         yield from _explain_idle(job, facts["match"], facts["ahead"], facts["user"])
     else:
         yield f"it is leaving the queue ({'removed' if status == 3 else 'ended'})"
+
+
+def _explain_there(job: Facts, there: Facts) -> Iterator[str]:
+    """What the other schedd says of a job; where it waits, why."""
+    ad = there.get("job")
+    yield from ce.explain_there(job, there, _age(ad) if ad else "")
+    if ad and ad.get("JobStatus") == 1:
+        for words in _explain_idle(ad, there["match"], there["ahead"], there["user"]):
+            yield words if words.startswith("- ") else f"there {words}"
 
 
 def _explain_unmaterialized(factory: Facts, index: int) -> Iterator[str]:
@@ -329,6 +355,8 @@ def _explain_unmaterialized(factory: Facts, index: int) -> Iterator[str]:
 def _explain_left(left: Facts) -> str:
     if left.get("JobStatus") == 3:
         return f"it was removed: {removal(left.get('RemoveReason')) or 'no reason given'}"
+    if grid.is_grid(left) and not any(ce.ce_of(left)):
+        return grid.explain_end(left)
     if left.get("ExitBySignal"):
         return f"it ended by signal {left.get('ExitSignal', '?')}; its log tells more"
     return f"it ended with exit code {left.get('ExitCode', '?')}; its log tells more"

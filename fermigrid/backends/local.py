@@ -16,9 +16,11 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 
 import fermigrid
+from fermigrid.access import usual_umask
 from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.backends.local_events import (
     HELD,
@@ -39,9 +41,11 @@ from fermigrid.backends.local_events import (
     write_whole,
 )
 from fermigrid.backends.local_job import Slots, folder_name, read_options
-from fermigrid.backends.local_keeper import RUNNER, TAG
+from fermigrid.backends.local_keeper import RUNNER, TAG, UMASK
 from fermigrid.backends.local_runner import ANOTHER_RUNS
+from fermigrid.credential import has_secret_name, looks_secret
 from fermigrid.errors import BackendUnavailable, NotFound, SubmissionRefused
+from fermigrid.plainfile import read_plain
 from fermigrid.states import Seen
 
 _READ_LIMIT = 4 << 20  # bytes of events read in one call of `observe`
@@ -58,7 +62,7 @@ def submit(batch: RenderedBatch) -> Handle:
             raise SubmissionRefused(f"local: the plan has no {name}: {batch.plan_dir}")
     folder = folder_of(batch)
     try:
-        folder.commands.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.commands.mkdir(mode=0o770, parents=True, exist_ok=True)
         _write_first_line(folder, batch)
     except OSError as error:
         raise SubmissionRefused(f"local: {folder.path} cannot be written: {error}") from error
@@ -69,7 +73,8 @@ def submit(batch: RenderedBatch) -> Handle:
 
 def _write_first_line(folder: Folder, batch: RenderedBatch) -> None:
     """The submission itself: the event file appears whole, once, whoever else tries at the same time."""
-    first = {"batch": batch.batch_id, "jobs": batch.jobs, "host": socket.gethostname(), "time": now()}
+    digest = sha256(read_plain(batch.plan_dir / "job.env")).hexdigest()
+    first = {"batch": batch.batch_id, "jobs": batch.jobs, "host": socket.gethostname(), "time": now(), "env": digest}
     part = folder.path / f".events.{os.getpid()}.{time.monotonic_ns()}"
     with part.open("x") as stream:
         stream.write(json.dumps(first) + "\n")
@@ -150,7 +155,8 @@ def _ensure_runner(handle: Handle) -> None:
     if host != socket.gethostname():
         hint = f"Run fermigrid watch on {host}."
         raise BackendUnavailable(f"{handle.batch.name}: its jobs run on {host}, this is {socket.gethostname()}", hint)
-    environment = {name: value for name, value in os.environ.items() if name not in (TAG, "FERMIGRID_START")}
+    environment = {name: value for name, value in os.environ.items() if _travels(name, value)}
+    environment[UMASK] = f"{usual_umask():o}"
     command = [sys.executable, "-m", RUNNER, str(folder.path)]
     try:
         write_whole(folder.batch, batch_to_text(handle.batch))
@@ -169,6 +175,13 @@ def _ensure_runner(handle: Handle) -> None:
         raise BackendUnavailable(f"{handle.batch.name}: no runner could be started: {error}") from error
     if started.returncode not in (0, ANOTHER_RUNS):
         raise BackendUnavailable(f"{handle.batch.name}: no runner could be started: {started.stderr.strip()}")
+
+
+def _travels(name: str, value: str) -> bool:
+    """Is a variable of this shell the jobs' affair? A password in it is not; where a credential lies is."""
+    if name in (TAG, "FERMIGRID_START") or looks_secret(value):
+        return False
+    return not has_secret_name(name) or value.startswith("/")
 
 
 def explain(handle: Handle, index: int) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ def say(text: str) -> None:
 
 def try_lock(path: Path) -> int | None:
     """An open file that holds the lock, until it is closed; None when somebody else holds it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

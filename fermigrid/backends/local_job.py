@@ -12,11 +12,14 @@ import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
+from fermigrid.access import hand_over
 from fermigrid.backends import RenderedBatch
 from fermigrid.backends.local_events import folder_of, say, try_lock
 from fermigrid.errors import SubmissionRefused
+from fermigrid.plainfile import kind_of, open_plain
 
 MEMORY = Path("/dev/shm")  # where the copies of secrets are, on a machine that has it
 
@@ -143,6 +146,9 @@ def prepare(batch: RenderedBatch, item: Item, start: int, scratch: Path) -> Path
     bundle = batch.plan_dir / "bundle.tar.gz"
     if bundle.exists():
         shutil.copyfile(bundle, inside / bundle.name)
+    sealed = batch.plan_dir / "secrets"
+    for secret in sorted(sealed.iterdir()) if sealed.is_dir() else ():
+        shutil.copyfile(secret, inside / secret.name)
     _make_secrets(folder)
     return folder
 
@@ -196,28 +202,47 @@ def bring_back(run: Execution, work_dir: Path) -> None:
     target = work_dir / run.item.shard
     (target / "out").mkdir(exist_ok=True)
     out = run.folder / "scratch" / "out"
-    for path in sorted(out.iterdir()) if out.is_dir() else ():
-        _move(path, target / "out" / path.name)
+    for path in sorted(out.iterdir()) if out.is_dir() and not out.is_symlink() else ():
+        if not path.name.startswith(f"{run.item.name}."):
+            say(f"{run.item.name}: {path.name!r} in its out folder has no name of this job's: left behind")
+        elif not stat.S_ISREG(path.lstat().st_mode):
+            say(f"{run.item.name}: {path.name!r} in its out folder is {kind_of(path.lstat())}: left behind")
+        else:
+            _move(path, target / "out" / path.name)
+    if not stat.S_ISREG((run.folder / "log").lstat().st_mode):
+        raise OSError(errno.EINVAL, f"its log is {kind_of((run.folder / 'log').lstat())}")
     _move(run.folder / "log", target / f"{run.item.name}.log")
 
 
 def _move(source: Path, target: Path) -> None:
-    """Like rename, also to another file system."""
-    try:
-        with source.open("rb") as stream:
-            os.fsync(stream.fileno())
-        source.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        part = target.with_name(f".{target.name}.part")
+    """Like rename, also to another file system. A file that has more names is copied: none reaches the target."""
+    with open_plain(source) as stream:
+        os.fsync(stream.fileno())
+        several = os.fstat(stream.fileno()).st_nlink > 1
         try:
-            shutil.copyfile(source, part)
-            with part.open("rb") as stream:
-                os.fsync(stream.fileno())
-            part.rename(target)
-        finally:
-            part.unlink(missing_ok=True)
+            if not several:
+                source.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            several = True
+        if several:
+            _copy(stream, target)
+            source.unlink()
+    hand_over(target)
+
+
+def _copy(stream: BufferedReader, target: Path) -> None:
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as to:
+            shutil.copyfileobj(stream, to)
+            to.flush()
+            os.fsync(to.fileno())
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def remove_tree(folder: Path) -> None:

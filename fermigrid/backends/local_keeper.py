@@ -25,6 +25,7 @@ from fermigrid.backends import RenderedBatch
 from fermigrid.backends.local_events import say
 from fermigrid.backends.local_job import Item, remove_secrets, secrets_of
 
+UMASK = "FERMIGRID_UMASK"  # environment variable of the runner, with the umask of the person's shell, octal
 TAG = "FERMIGRID_BATCH"  # environment variable of the worker and the payload, with the batch id
 RUNNER = "fermigrid.backends.local_runner"  # the module that a runner and its keepers have in their command line
 _PDEATHSIG, _SUBREAPER = 1, 36  # prctl(2)
@@ -32,15 +33,18 @@ _KILL_LIMIT = 10.0  # s to wait for killed processes: one in an uninterruptible 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def launch(batch: RenderedBatch, item: Item, start: int, folder: Path, grace: float) -> int:
-    """Start the worker under a keeper -> the keeper's process id. Its exit code or signal is the worker's."""
+def launch(batch: RenderedBatch, item: Item, start: int, folder: Path, grace: float, digest: str) -> int:
+    """Start the worker under a keeper -> the keeper's process id. Its exit code or signal is the worker's.
+
+    `digest`: the sha256 of job.env, which the worker checks.
+    """
     runner = os.getpid()
     keeper = os.fork()
     if keeper:
         return keeper
     status = 99
     try:
-        status = _keep(runner, batch, item, start, folder, grace)
+        status = _keep(runner, batch, item, start, folder, grace, digest)
     except BaseException:
         say(f"keeper of {item.name}: {traceback.format_exc()}")
         raise
@@ -48,7 +52,7 @@ def launch(batch: RenderedBatch, item: Item, start: int, folder: Path, grace: fl
         _end_like(status)
 
 
-def _keep(runner: int, batch: RenderedBatch, item: Item, start: int, folder: Path, grace: float) -> int:
+def _keep(runner: int, batch: RenderedBatch, item: Item, start: int, folder: Path, grace: float, digest: str) -> int:
     """The life of a keeper -> the worker's exit code, or -n when signal n killed it."""
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -59,28 +63,30 @@ def _keep(runner: int, batch: RenderedBatch, item: Item, start: int, folder: Pat
         return 99
     me, worker = os.getpid(), os.fork()
     if worker == 0:
-        _become_worker(me, batch, item, start, folder)
+        _become_worker(me, batch, item, start, folder, digest)
     status = _wait(worker, grace)
     _kill_all(lambda: _below(os.getpid(), frozenset()))
     remove_secrets(folder)
     return status
 
 
-def _become_worker(keeper: int, batch: RenderedBatch, item: Item, start: int, folder: Path) -> NoReturn:
+def _become_worker(keeper: int, batch: RenderedBatch, item: Item, start: int, folder: Path, digest: str) -> NoReturn:
     try:
         os.setpgid(0, 0)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
         _LIBC.prctl(_PDEATHSIG, signal.SIGTERM)
-        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o660)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(folder / "scratch")
         if os.getppid() == keeper:
             own = {"FERMIGRID_START": str(start), "FERMIGRID_SECRETS": str(secrets_of(folder)), TAG: batch.batch_id}
-            job = ["run", item.name, item.shard, item.row, batch.batch_id]
-            os.execvpe("bash", ["bash", "-p", str(batch.plan_dir / "worker.sh"), *job], {**os.environ, **own})
+            job = ["run", item.name, item.shard, item.row, batch.batch_id, *([digest] if digest else [])]
+            environment = {**os.environ, **own}
+            os.umask(int(environment.pop(UMASK, "22"), 8))  # the payload's files are as the person is used to
+            os.execvpe("bash", ["bash", "-p", str(batch.plan_dir / "worker.sh"), *job], environment)
     except OSError as error:
         os.write(2, f"the worker cannot be started: {error}\n".encode())
     os._exit(99)

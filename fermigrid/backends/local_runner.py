@@ -101,6 +101,7 @@ class Runner:
         self.running: dict[int, Execution] = {}  # by the keeper's process id
         self.stopping: dict[int, tuple[Seen, str]] = {}  # job -> what it is when it has stopped, and why
         self.command: Command | None = None
+        self.digest = ""  # of job.env, when the batch was submitted
         self.events = EventFile(folder.events)
         self.opened = os.open(folder.path, os.O_DIRECTORY | os.O_CLOEXEC)  # and so no other folder gets its number
         self.awake, self.bell = socket.socketpair()
@@ -157,6 +158,7 @@ class Runner:
         """Take in what earlier runners did, and end what they left running."""
         earlier = list[Event]()
         for event in read_all(self.folder.events):
+            self.digest = event.get("env", self.digest)
             if "runner" in event:
                 earlier.append(event)
             self.table.apply(event)
@@ -187,7 +189,7 @@ class Runner:
                 item = self.items[index]
                 folder = prepare(self.batch, item, start, self.options.scratch)
                 self._note(index, Seen.STARTED, start=start)
-                keeper = launch(self.batch, item, start, folder, self.options.grace)
+                keeper = launch(self.batch, item, start, folder, self.options.grace, self.digest)
             except OSError as error:
                 self._hold_for(index, "13", "its scratch folder or process could not be made", error)
                 remove_job(self.options.scratch / folder_name(self.batch, index, start))
@@ -293,7 +295,7 @@ def _detach(folder: Folder) -> None:
     os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.chdir("/")
-    log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o660)
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for source, number in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, number)

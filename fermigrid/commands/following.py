@@ -8,15 +8,16 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 import click
 
+from fermigrid.access import at_work_in, check_run_folder, check_team, trust_of
 from fermigrid.assemble import assemble_kept
 from fermigrid.errors import LedgerBusy, RunFolderError
 from fermigrid.ledger import open_ledger, writing
-from fermigrid.registry import find_campaign, registry_path
+from fermigrid.registry import find_campaign, registries
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import Standing, standing_of
 from fermigrid.states import State
@@ -38,19 +39,19 @@ def make_hand() -> Hand:
 
 
 def locate(campaign: str) -> RunFolder:
-    """The run folder of a campaign by its name or path."""
-    return find_campaign(campaign, registry_path(os.environ))
+    """The run folder of a campaign by its name or path. Raises AccessRefused for one that is not to be used."""
+    folder = find_campaign(campaign, *registries(os.environ))
+    check_run_folder(folder.path, trust_of(os.environ))
+    return folder
 
 
 @contextmanager
 def following(folder: RunFolder, hand: Hand) -> Iterator[Following]:
-    """A submitted campaign, opened for reading."""
-    ledger = open_ledger(folder.ledger)
-    try:
+    """A submitted campaign, opened; what is made meanwhile is for those that its run folder is for."""
+    with at_work_in(folder.path, trust_of(os.environ)), closing(open_ledger(folder.ledger)) as ledger:
         record = ledger.campaign()
+        check_team(folder.path, record.team)
         yield Following(ledger, folder, assemble_kept(folder, record), record.site, hand)
-    finally:
-        ledger.close()
 
 
 def refresh(f: Following) -> tuple[str, ...]:
@@ -75,9 +76,9 @@ def follow(f: Following) -> Standing:
                 raise RunFolderError(f"the run folder {f.folder.path} has gone while it was followed")
             turn = _turn(f)
             for problem in turn.problems:
-                if problem not in told:
+                if (gist := problem.partition(", in ")[0]) not in told:  # the time left of a proxy is always another
                     f.hand.tell(problem)
-                    told.add(problem)
+                    told.add(gist)
             standing = standing_of(f.ledger)
             show(standing)
             if standing.counts[State.HELD] > held:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from fermigrid.access import Trust
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,20 +43,32 @@ def parse_parameters(written: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def search_folders(own: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Where site files are looked for."""
+def search_folders(own: tuple[Path, ...], trust: Trust | None = None) -> tuple[Path, ...]:
+    """Where site files are looked for. Raises AccessRefused for a folder that others can write."""
+    from fermigrid.access import check_folder, trust_of
     from fermigrid.assemble import site_folders
 
-    return site_folders([folder.resolve() for folder in own], os.environ)
+    *named, shipped = site_folders([folder.resolve() for folder in own], os.environ)
+    for folder in named:
+        if folder.exists():
+            check_folder(folder, "the folder of site files", trust or trust_of(os.environ))
+    return (*named, shipped)
 
 
-def checked(file: Path, site: str | None, parameters: tuple[str, ...], folders: tuple[Path, ...]) -> Any:
+def checked(
+    file: Path,
+    site: str | None,
+    parameters: tuple[str, ...],
+    folders: tuple[Path, ...],
+    trust: Trust | None = None,
+) -> Any:
     """A campaign file, read and checked. Raises ConfigError with every problem."""
+    from fermigrid.access import trust_of
     from fermigrid.assemble import assemble_file
     from fermigrid.check import find_problems
     from fermigrid.errors import ConfigError
 
-    assembled = assemble_file(file, site, parse_parameters(parameters), folders)
+    assembled = assemble_file(file, site, parse_parameters(parameters), folders, trust or trust_of(os.environ))
     if problems := find_problems(assembled):
         raise ConfigError(problems)
     return assembled

@@ -19,11 +19,11 @@ from fermigrid.commands.options import json_option
 def command(campaign: str | None, check: bool, failed: bool, history: bool, as_json: bool) -> int:
     """Where CAMPAIGN (its name or run folder) stands; without one, all of mine."""
     from fermigrid.commands.tables import print_json, print_table
-    from fermigrid.registry import my_campaigns, registry_path
+    from fermigrid.registry import my_campaigns, registries
 
     if campaign is not None:
         return _history(campaign, as_json) if history else _one(campaign, check, failed, as_json)
-    rows = [_summary(name, folder) for name, folder in my_campaigns(registry_path(os.environ))]
+    rows = [_summary(name, folder) for name, folder in my_campaigns(*registries(os.environ))]
     if as_json:
         print_json(rows)
     else:

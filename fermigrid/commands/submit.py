@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from fermigrid.commands.options import checked, search_folders, set_option, site_option, sites_option
+
+if TYPE_CHECKING:
+    from fermigrid.access import Trust
+    from fermigrid.runfolder import RunFolder
 
 
 class FileOrCommand(click.Command):
@@ -27,6 +31,7 @@ class FileOrCommand(click.Command):
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @site_option
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run folder; default: fermigrid-runs/CAMPAIGN.")
+@click.option("--group", metavar="GROUP", help="Share the run folder with this group; default: it is private.")
 @click.option("--wait", is_flag=True, help="Follow the campaign to its end; exit with 1 when a job failed.")
 @set_option
 @sites_option
@@ -48,6 +53,7 @@ def command(
     file: Path | None,
     site: str | None,
     run_dir: Path | None,
+    group: str | None,
     wait: bool,
     parameters: tuple[str, ...],
     folders: tuple[Path, ...],
@@ -57,50 +63,65 @@ def command(
 
     Submitting again what was submitted already sends nothing twice: it goes on where it was cut short.
     """
+    from fermigrid.access import gid_of, trust_of
     from fermigrid.errors import ConfigError, Problem
 
     words: tuple[str, ...] | None = ctx.meta.get("command")
     if (file is None) == (words is None):
         raise click.UsageError("give a campaign FILE, or -- COMMAND ARG...")
-    search = search_folders(folders)
+    gid = gid_of(group) if group else None
+    trust = trust_of(os.environ).with_group(gid)
+    search = search_folders(folders, trust)
     if words is None:
         assert file is not None
         for option in ctx.command.params:
             if option.name in one_off and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"{option.opts[0]} goes with -- COMMAND, a campaign file says it itself")
-        assembled = checked(file, site, parameters, search)
+        assembled = checked(file, site, parameters, search, trust)
     else:
-        assembled = _one_off(words, site, search, one_off)
+        assembled = _one_off(words, site, search, trust, one_off)
     if not assembled.sites:
         raise ConfigError(
             [Problem(str(file), 0, "sites", "names no site: write sites: {slac: 70, in2p3: 30}, or give --site")]
         )
-    return _submit(assembled, site, run_dir, search, wait)
+    from datetime import UTC, datetime
 
-
-def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tuple[Path, ...], wait: bool) -> int:
-    from fermigrid.commands.following import follow, make_hand
-    from fermigrid.ledger import writing
-    from fermigrid.registry import refuse_second, register, registry_path
+    from fermigrid.access import at_work_in
+    from fermigrid.registry import refuse_second, registries
     from fermigrid.runfolder import RunFolder, check_path
-    from fermigrid.standing import standing_of
-    from fermigrid.submit import begin, prepare, settle
-    from fermigrid.watch import Following, advance
+    from fermigrid.secret_check import refuse_unfit
+    from fermigrid.submit import prepare
 
     name = assembled.campaign.campaign
     folder = RunFolder(check_path(run_dir or Path("fermigrid-runs", name)))
+    known = registries(os.environ)
     if run_dir is None:
-        refuse_second(name, folder, registry_path(os.environ))
-    hand = make_hand()
-    prepare(folder)
+        refuse_second(name, folder, *known)
+    if not folder.ledger.is_file():  # nothing is made for a campaign that cannot be sent
+        first = [name for name, step in assembled.campaign.steps.items() if not step.after]
+        refuse_unfit(assembled, [(step, place) for step in first for place in assembled.sites], datetime.now(UTC))
+    prepare(folder, gid, trust)
+    with at_work_in(folder.path, trust):
+        return _submit(assembled, site, folder, search, wait)
+
+
+def _submit(assembled: Any, site: str | None, folder: RunFolder, search: tuple[Path, ...], wait: bool) -> int:
+    from fermigrid.access import check_team
+    from fermigrid.commands.following import follow, make_hand
+    from fermigrid.ledger import writing
+    from fermigrid.registry import remember
+    from fermigrid.standing import standing_of
+    from fermigrid.submit import begin, settle
+    from fermigrid.watch import Following, advance
+
+    name, hand = assembled.campaign.campaign, make_hand()
     with writing(folder.ledger):
         ledger = begin(assembled, folder, site, [str(path) for path in search], hand)
     with closing(ledger):
+        check_team(folder.path, ledger.campaign().team)
         f = Following(ledger, folder, assembled, site, hand)
-        try:
-            register(folder, name, registry_path(os.environ))
-        except OSError as error:
-            hand.tell(f"{name} will be known by its run folder only, not by its name: {error}")
+        for words in remember(folder, name, os.environ):
+            hand.tell(words)
         with writing(folder.ledger):
             sent = settle(ledger, folder, hand) + advance(f)
         if not sent:
@@ -114,7 +135,9 @@ def _submit(assembled: Any, site: str | None, run_dir: Path | None, search: tupl
     return 1 if wait and not standing.good else 0
 
 
-def _one_off(words: tuple[str, ...], site: str | None, search: tuple[Path, ...], options: dict[str, Any]) -> Any:
+def _one_off(
+    words: tuple[str, ...], site: str | None, search: tuple[Path, ...], trust: Trust, options: dict[str, Any]
+) -> Any:
     """A campaign of one command, checked like one from a file."""
     from datetime import datetime
 
@@ -130,7 +153,7 @@ def _one_off(words: tuple[str, ...], site: str | None, search: tuple[Path, ...],
     if options["image"] is None:
         raise click.UsageError("a command needs --image")
     data = describe(words, folder=Path.cwd(), now=datetime.now(), **options)  # local time: it is in the job's name
-    assembled = assemble_data(data, Path.cwd(), site, search)
+    assembled = assemble_data(data, Path.cwd(), site, search, trust)
     if problems := find_problems(assembled):
         raise ConfigError(problems)
     return assembled

@@ -114,6 +114,7 @@ _await() {  # GROUP -> its status
     local nap=1 pause status=0
     while _lives "$1"; do
         [ ${#pending[@]} = "$passed" ] || _forward
+        [ -z "$live" ] || _renew_secrets
         if [ "$end_by" != 0 ]; then
             _now
             if [ "$now_ms" -ge "$end_by" ]; then end_by=0 overtime=yes; _on_signal TERM 15; fi
@@ -166,7 +167,7 @@ _sleep() { _run 0 sleep "$1" || :; }
 
 _close_files() {  # in a child: one that cannot be killed must keep nothing of the worker's
     local fd
-    for fd in $version_fd $cache_fd $guard_fd $oci_fd $secret_fd $start_fd $said_fd $pipe_fd $ask_fd; do exec {fd}>&-; done
+    for fd in $scratch_fd $version_fd $cache_fd $guard_fd $oci_fd $secret_fd $start_fd $said_fd $pipe_fd $ask_fd; do exec {fd}>&-; done
 }
 
 # Asks something that may never be answered, such as the state of a mount, in a group of its own that is left behind when even

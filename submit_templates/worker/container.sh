@@ -10,7 +10,7 @@ _find_where() {  # -> where: image, other (another image) or host
     if [ -n "${set_of[image.marker]:-}" ]; then
         [ "$found" != "${set_of[image.marker]}" ] || where=image
     elif [ -n "$inside" ]; then
-        for path in ${image_paths[@]+"${image_paths[@]}"}; do [ "$inside" != "$path" ] || where=image; done
+        for path in ${image_paths[@]+"${image_paths[@]}"}; do [[ $inside != "$path" && ! $inside -ef $path ]] || where=image; done  # pilots follow links
     fi
     if [ "$where" = host ] && { [ -n "$inside$found" ] || [ -d /.singularity.d ]; }; then
         where=other
@@ -25,7 +25,8 @@ _find_kind() {  # "FIRST COUNT FILE_SYSTEM": of the ids' map, of the container's
 
 _use_this_container() {  # the site has started the right image
     container=site rung=site image_source=${APPTAINER_CONTAINER:-${SINGULARITY_CONTAINER:-${image_paths[0]:-}}}
-    if [ -n "${APPTAINER_CONTAINER:-}" ]; then runtime_name=apptainer; elif [ -n "${SINGULARITY_CONTAINER:-}" ]; then runtime_name=singularity; fi
+    [ -z "${SINGULARITY_CONTAINER:-}" ] || runtime_name=singularity
+    [ -z "${APPTAINER_CONTAINER:-}" ] || runtime_name=apptainer
     _check_targets
     _check_software
 }

@@ -34,10 +34,10 @@ _take_setting() {  # KEY VALUE of job.env
         image.path) _bindable "$2"; image_paths+=("$2") ;;
         verify) [ "$2" = adler32 ] || _bad "verify=$2" ;;
         image.format) [[ $2 == sif || $2 == directory ]] || _bad "image.format=$2" ;;
-        container.workdir | node_cache) _bindable "$2" ;;
+        container.workdir | node_cache | scratch) _bindable "$2" ;;
         output.root) [[ ${set_of[output.kind]:-} == [xh]* ]] || _bindable "$2" ;;
         code) _local_name "$2" code ;;
-        rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.workdir | message.ca | message.via) ;;
+        batch_system | stage.http | rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.workdir | message.ca | message.via) ;;
         image.url) image_urls+=("$2") ;;
         runtime) runtimes+=("$2") ;;
         runtime.option) runtime_options+=("$2") ;;
@@ -51,10 +51,7 @@ _take_setting() {  # KEY VALUE of job.env
         software.to) _last ${#software[@]} "$1"; _bindable "$2"; software_to[last]=$2 ;;
         software.env) _last ${#software[@]} "$1"; _assignment "$2"; software_env+=("$2") software_env_of+=("$last") ;;
         env) _assignment "$2"; env_list+=("$2") ;;
-        secret) _need "$TAME" "$2" "$1"; secret+=("$2") secret_from+=('') ;;
-        secret.from) _last ${#secret[@]} "$1"; secret_from[last]=$2 ;;
-        secret.point) _last ${#secret[@]} "$1"; _assignment "$2"; secret_point+=("$2") secret_point_of+=("$last") ;;
-        secret.set) _last ${#secret[@]} "$1"; _assignment "$2"; secret_set+=("$2") ;;
+        secret*) _take_secret "$1" "$2" ;;
         *) _bad "unknown key '$1' in job.env" ;;
     esac
     set_of[$1]=$2
@@ -117,18 +114,16 @@ _parse_row() {  # FILE NUMBER
     done
 }
 
-_check_digests() {  # the shard's name carries its digest; the bundle's is in job.env
-    local digests=() files=("$shard_file")
+_check_digests() {  # DIGEST: job.env's is an argument, the shard's in its name, the bundle's in job.env
+    local i digests=("$1") files=(job.env "$shard_file")
     [[ $shard_file =~ -([0-9a-f]{32})\.rows$ ]] || _bad "the name of $shard_file carries no digest"
-    digests=("${BASH_REMATCH[1]}")
-    [ -r "$shard_file" ] || _bad "there is no $shard_file in $PWD"
-    if [ -n "${set_of[code]:-}" ]; then
-        [ -r "${set_of[code]}" ] || _bad "there is no ${set_of[code]} in $PWD"
-        files+=("${set_of[code]}") digests+=("${set_of[code.sha256]}")
-    fi
+    digests+=("${BASH_REMATCH[1]}")
+    [ -z "${set_of[code]:-}" ] || files+=("${set_of[code]}") digests+=("${set_of[code.sha256]}")
+    for i in "${files[@]}"; do [ -r "$i" ] || _bad "there is no $i in $PWD"; done
     _sha256 "${files[@]}"
-    [ "${answer[0]:0:32}" = "${digests[0]}" ] || _bad "$shard_file is damaged: its sha256 is ${answer[0]}"
-    [ ${#files[@]} = 1 ] || [ "${answer[1]}" = "${digests[1]}" ] || _bad "${set_of[code]} is damaged: its sha256 is ${answer[1]}"
+    for i in "${!files[@]}"; do
+        [[ ${answer[i]} == "${digests[i]}"* ]] || _bad "${files[i]} is damaged: its sha256 is ${answer[i]}"
+    done
 }
 
 _find_start() {  # which start of the job this is, and the attempt's name

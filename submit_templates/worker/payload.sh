@@ -24,12 +24,8 @@ _payload_environment() {  # the allow-list, the same in each mode
         done
         _set_env "${software_env[i]%%=*}" "$value$rest"
     done
-    _assign_env ${env_list[@]+"${env_list[@]}"} ${secret_set[@]+"${secret_set[@]}"}
-    for i in "${!secret_point[@]}"; do
-        rest=${secret_point[i]#*=} value=$secret_view/${secret[${secret_point_of[i]}]}
-        [ "$rest" = . ] || value+=/$rest
-        _set_env "${secret_point[i]%%=*}" "$value"
-    done
+    _assign_env ${env_list[@]+"${env_list[@]}"}
+    [ ${#secret[@]} = 0 ] || _point_to_secrets
     _assign_env ${row_env[@]+"${row_env[@]}"}
     _assign_env "FERMIGRID_CAMPAIGN=${set_of[campaign]}" "FERMIGRID_STEP=${set_of[step]}" "FERMIGRID_RUN=$row_run" \
         "FERMIGRID_PIECE=$row_piece" "FERMIGRID_JOB=$job" "FERMIGRID_SITE=${set_of[site]}" "FERMIGRID_ATTEMPT=$attempt" \

@@ -3,18 +3,22 @@
 # exported variables reaches the worker, and of those none the payload.
 
 _run_preamble() {  # 81
-    local status=0 text="exec 5>&1 >&2" line words='' limit
+    local status=0 text="exec 5>&1 >&2" line words='' limit fd
     _get limit limit.path 60
     for line in "${preamble[@]}"; do text+=$'\n'$line; done
     text+=$'\nstatus=$?; [ "$status" = 0 ] || exit "$status"; exec cat /proc/self/environ >&5'
-    _run "$limit" _preamble_shell "$text" > "$control/environ" 2> "$control/words" || status=$?
+    # without a name, because it has the whole environment of whoever started the worker
+    exec {fd}<> "$control/environ"
+    rm "$control/environ"
+    _run "$limit" _preamble_shell "$text" 1>&"$fd" 2> "$control/words" || status=$?
     while IFS= read -r line; do words+="${words:+; }$line"; done < "$control/words"
-    if [ "$status" != 0 ] || [ ! -s "$control/environ" ]; then
+    if [ "$status" != 0 ] || [ ! -s /dev/fd/$fd ]; then
         _finish "$NO_RUNTIME" "the site's preamble failed on $HOSTNAME (status $status): ${words:-it said nothing}"
     fi
     while IFS= read -r -d '' line; do
         ! _is_free "${line%%=*}" "${line#*=}" || export "${line%%=*}=${line#*=}"
-    done < "$control/environ"
+    done < /dev/fd/$fd
+    exec {fd}<&-
     export PATH=$PATH:/usr/local/bin:/usr/bin:/bin
 }
 

@@ -55,12 +55,8 @@ _heard() {  # COMMAND...: what may take the time that is left -> problem: the fi
 }
 
 _xrd() {  # COMMAND...; in a child. A dead server must not hold the job for ten minutes
-    local i assignment
     export XRD_CONNECTIONWINDOW=15 XRD_CONNECTIONRETRY=1 XRD_REQUESTTIMEOUT=120 XRD_STREAMTIMEOUT=60 XRD_TIMEOUTRESOLUTION=5
-    for assignment in ${secret_set[@]+"${secret_set[@]}"}; do export "${assignment%%=*}=${assignment#*=}"; done
-    for i in "${!secret_point[@]}"; do
-        export "${secret_point[i]%%=*}=$secret_dir/${secret[${secret_point_of[i]}]}/${secret_point[i]#*=}"
-    done
+    [ ${#secret[@]} = 0 ] || _export_secrets
     exec "$@"
 }
 

@@ -1,7 +1,7 @@
 #!/bin/bash -p
 # The fermigrid worker: the program that runs on the node, around one job's payload.
 #
-#   worker.sh run JOB SHARDFILE ROW BATCH      in a scratch folder with job.env, the shard file and the bundle
+#   worker.sh run JOB SHARDFILE ROW BATCH [DIGEST]     in a scratch folder with job.env, the shard file and the bundle
 #
 # It finds or starts the container, stages in, runs the payload, stages out, and ends its stdout with one line, the report,
 # in every case. The contract is docs/architecture.md, the manual docs/reference/worker.md. bash 4.1 or later, coreutils, curl or wget.
@@ -13,8 +13,10 @@
 #   container     where the worker is; the runtime and its command line; what to try when a container does not start
 #   oci *         podman in a runtime's place
 #   mounts        automounts woken, binds and software checked, broken CVMFS told from a payload's failure
-#   image         the ladder of the image's sources; fetch: one file over HTTP; and cache *, unpack *, registry *
-#   secrets *     copies for this job alone, and the guard that removes them
+#   image         the ladder of the image's sources; download *, fetch * (one file over HTTP), cache *, unpack *, registry *
+#   scratch *     the site's scratch folder instead of the one that the job was started in; its files there, its outputs back
+#   secrets *     copies for this job alone, the guard that removes them, how the payload finds them; secrets_sealed * opens,
+#                 secrets_live * renews and knows ends, secrets_wallet * moves an Oracle wallet
 #   stage_in      bundle and inputs; deadlines and tries, for stage-out too; adler32 *
 #   payload       its environment, the launcher that proves the container, its signals and its end
 #   messages *    start and end messages of the Fermi pipeline
@@ -54,7 +56,7 @@ declare -A set_of=()  # job.env: the keys that come once
 image_paths=() image_urls=() runtimes=() runtime_options=() preamble=() message_via=() env_list=()
 bind_from=() bind_to=() bind_mode=() bind_required=() bind_result=()
 software=() software_from=() software_to=() software_path=() software_env=() software_env_of=()
-secret=() secret_from=() secret_point=() secret_point_of=() secret_set=()
+secret=()
 row_job='' row_run='' row_piece='' args=() row_env=()
 in_name=() in_bytes=() in_adler=() in_sha=() in_source=() in_source_of=()
 out_name=() out_to=()
@@ -64,8 +66,8 @@ attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
 declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stage_out]=0)
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null overlay=unknown version_fd='' oci='' oci_fd=''
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_link=''
-secret_dir='' secret_fd='' guard_fd='' said_fd=''
-inner_runs='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=() passed=0
+secret_dir='' secret_fd='' guard_fd='' live='' said_fd=''
+inner_runs='' away='' scratch_fd='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() pending=() passed=0
 end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' ask_fd='' parts=()
@@ -75,19 +77,17 @@ answer=()
 
 # ==== the flow
 _main() {
-    case ${1:-} in
-        run) [ $# = 5 ] || { printf 'usage: worker.sh run JOB SHARDFILE ROW BATCH\n' >&2; exit 2; } ;;
-        inside) _main_inside ;;
-        *) printf 'usage: worker.sh run JOB SHARDFILE ROW BATCH\n' >&2; exit 2 ;;
-    esac
+    [ "${1:-}" != inside ] || _main_inside
+    [[ ${1:-} == run && $# == [56] ]] || { printf 'usage: worker.sh run JOB SHARDFILE ROW BATCH [DIGEST]\n' >&2; exit 2; }
     job=$2 shard_file=$3 row_number=$4 batch=$5 scratch=$PWD
     begin=${EPOCHSECONDS:-}
     [ -n "$begin" ] || begin=$(date +%s)
     _now
     begin_ms=$now_ms phase_ms=$now_ms
     _set_traps
-    [ -z "$messages" ] || _read_messages
     _find_start
+    [ -z "$away" ] || _go_away
+    [ -z "$messages" ] || _read_messages
     _need "$TAME" "$job" "job"
     _need "$TAME" "$shard_file" "shard file"
     _need "$TAME" "$batch" "batch"
@@ -96,9 +96,10 @@ _main() {
     _bindable "$scratch"
     _make_folders
     _parse_settings job.env
+    [ ${#secret[@]} = 0 ] || _guard_secrets
     attempt=g${set_of[generation]}.${attempt#*.}
     [ -z "${set_of[walltime]:-}" ] || end_by=$((begin_ms + set_of[walltime] * 1000))
-    _check_digests
+    _check_digests "${6:-}"
     _parse_row "$shard_file" "$row_number"
     _find_where
     [ -z "$messages" ] || _send_start
@@ -107,11 +108,9 @@ _main() {
     _make_container_ready
     _phase setup
     view=$work
-    if _starts_container; then
-        _get view container.workdir /srv
-        secret_view=$view/.fermigrid/secrets
-        if [ "${set_of[order]:-}" = wrapper-inside ]; then _run_inner; fi
-    fi
+    ! _starts_container || _get view container.workdir /srv
+    [ ${#secret[@]} = 0 ] || _settle_secrets
+    if _starts_container && [ "${set_of[order]:-}" = wrapper-inside ]; then _run_inner; fi
     _do_job
 }
 
@@ -195,14 +194,15 @@ _on_exit() {
         _wipe_parts
         case $started_payload:$exit_code in *:0 | *:"$SCRATCH_FULL") ;; true:*) _keep_cores ;; esac
         _read_summary
-        _describe
     fi
+    [ "$away:$side" != yes:run ] || _bring_back
+    [ -n "$json_report" ] || _describe
     if [ "$side" = inside ]; then
         printf '%s\n%s\n' "$exit_code $payload_exit $user_ms $system_ms ${spent[payload]}" "$json_report" > "$control/report.new" && mv -f -- "$control/report.new" "$control/report"
         exit "$exit_code"
     fi
     [ -z "$inner_runs" ] || _kill_inner
-    [ -z "$secret_dir" ] || _remove_secrets
+    [ ${#secret[@]} = 0 ] || _remove_secrets
     [ -z "$oci" ] || _remove_podman
     [ -z "$messages" ] || _read_pipeline
     [ -z "$lock_fd$lock_link" ] || _unlock_cache
@@ -216,6 +216,7 @@ _on_exit() {
 }
 
 _clean() {  # before the report, so that a full disk has room for it; in a child, because a disk may hang
+    [ -z "$away" ] || _leave_scratch
     [ -r "$scratch/job.env" ] || return 0  # no job's folder: what is in it is a person's
     [ "$exit_code" = 0 ] || find "$scratch/out" -mindepth 1 ! -name "$job.core.*.$attempt" -delete 2> /dev/null
     [ -n "${FERMIGRID_KEEP:-}" ] || rm -rf -- "$work" "$scratch/.image" "$scratch/.session" 2> /dev/null
@@ -240,11 +241,16 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/oci.sh"
 . "$here/mounts.sh"
 . "$here/image.sh"
+. "$here/download.sh"
 . "$here/fetch.sh"
 . "$here/cache.sh"
 . "$here/unpack.sh"
 . "$here/registry.sh"
+. "$here/scratch.sh"
 . "$here/secrets.sh"
+. "$here/secrets_sealed.sh"
+. "$here/secrets_live.sh"
+. "$here/secrets_wallet.sh"
 . "$here/stage_in.sh"
 . "$here/adler32.sh"
 . "$here/payload.sh"

@@ -215,8 +215,14 @@ def job_folder(pool: Pool) -> Path:
 @pytest.fixture
 def product(pool: Pool, job_folder: Path) -> Product:
     """fermigrid in a folder of its own, as the pool's user fermi."""
+    return product_in(pool, job_folder)
+
+
+def product_in(pool: Pool, job_folder: Path) -> Product:
+    """fermigrid in this folder, as the pool's user fermi."""
     tokens = job_folder / "tokens"
     shutil.copytree(pool.env["_CONDOR_SEC_TOKEN_DIRECTORY"], tokens)
     for path in (job_folder, tokens, *tokens.iterdir()):
         os.chown(path, UID, UID)  # HTCondor ignores a token that belongs to somebody else
+    job_folder.chmod(0o755)  # fermigrid takes no code from a folder that others can write
     return Product(pool, job_folder, tokens)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 UID = 20001
 CHECKOUT = Path(__file__).resolve().parents[2]
 # The uid has no account on this machine, and Python may live in a folder that only root can enter.
-AS_FERMI = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups",
-            "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")  # fmt: skip
+RIGHTS = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+AS_FERMI = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", *RIGHTS)
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,15 @@ class Product:
     pool: Pool
     folder: Path
     tokens: Path
+    uid: int = UID
+    groups: tuple[int, ...] = ()
+    team: Path | None = None
+
+    @property
+    def person(self) -> tuple[str, ...]:
+        """What goes before a command so that the person runs it."""
+        groups = f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups"
+        return "setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", groups, *RIGHTS
 
     @property
     def environment(self) -> dict[str, str]:
@@ -40,12 +49,13 @@ class Product:
             "TMPDIR": str(self.folder),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        own |= {"FERMIGRID_TEAM": str(self.team)} if self.team else {}
         return {**os.environ, **self.pool.env, **own}
 
     def start(self, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """`fermigrid ARGUMENTS`, running."""
         return subprocess.Popen(
-            [*AS_FERMI, sys.executable, "-m", "fermigrid", *arguments],
+            [*self.person, sys.executable, "-m", "fermigrid", *arguments],
             cwd=self.folder,
             env={**self.environment, **(extra or {})},
             stdin=subprocess.DEVNULL,

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.pool.product import CHECKOUT, Product
+from tests.pool.l1 import audit, copy_example, submit_example
+from tests.pool.product import Product
 
 pytestmark = pytest.mark.pool
 
-REAL_EVENTS = CHECKOUT.parent / "shared/data/lat_events_2008_2011.fits.gz"
 RUNS = 200
 HOSTILE = (
     "", "a b", "tab\there", "'", '"', "\"'", "''", '""', "a'b\"c", "$HOME", "$(HOME)", "$ENV(HOME)", "$$(Cpus)",
@@ -27,55 +22,20 @@ HOSTILE = (
 PRINT = "import sys, json; print(json.dumps(sys.argv[1:]))"
 
 
-def events_file(product: Product) -> Path:
-    """The LAT events where every node sees them: on the pool's CVMFS."""
-    target = product.pool.directory / "cvmfs/fermi.test/data/lat_events.fits.gz"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{os.getpid()}")
-        if REAL_EVENTS.is_file():
-            shutil.copy(REAL_EVENTS, draft)
-        else:
-            make = CHECKOUT / "examples/l1/make_events.py"
-            subprocess.run([sys.executable, make, "--runs", str(RUNS), "--output", draft], check=True)
-        draft.chmod(0o644)
-        draft.rename(target)
-    return target
-
-
 def test_l1_campaign_on_the_pool_audits_clean(product: Product) -> None:
     """Runs of real LAT events: filtered in the container with Python software from CVMFS, audited by EVENT_ID."""
-    events = events_file(product)
-    l1 = product.folder / "l1"
-    shutil.copytree(CHECKOUT / "examples/l1", l1, ignore=shutil.ignore_patterns("__pycache__"))
-    table = subprocess.run(
-        [sys.executable, l1 / "make_runs.py", "--events", events, "--output", l1 / "all.csv"], check=False, text=True
-    )
-    assert table.returncode == 0
-    lines = (l1 / "all.csv").read_text().splitlines()
-    (l1 / "runs.csv").write_text("\n".join(lines[: RUNS + 1]) + "\n")
-    for path in l1.rglob("*"):
-        path.chmod(0o755)
-    on_node = "/cvmfs/fermi.test/data/lat_events.fits.gz"
-    product.run("check", "l1/campaign.yaml", "--site", "pool", "--set", f"events_file={on_node}")
-    done = product.run(
-        "submit", "l1/campaign.yaml", "--site", "pool", "--set", f"events_file={on_node}", "--run-dir", "run", "--wait",
-        timeout=500,
-    )  # fmt: skip
-    assert f"{RUNS} jobs, {RUNS} done" in done.stdout
-    outputs = product.folder / "run/outputs"
-    audit = [sys.executable, l1 / "audit.py", "--runs", l1 / "runs.csv", "--events", events, "--outputs", outputs,
-             "--emin", "300", "--zmax", "100"]  # fmt: skip
-    result = subprocess.run(audit, check=False, capture_output=True, text=True)
+    l1 = copy_example(product, RUNS)
+    assert f"{RUNS} jobs, {RUNS} done" in submit_example(product, "pool")
+    result = audit(product)
     assert result.returncode == 0, result.stdout + result.stderr
-    name = lines[1].split(",")[0]
+    name, events = (l1 / "runs.csv").read_text().splitlines()[1].split(",")[:2]
     (report,) = [r for r in product.reports("run", f"filter.{name}") if r["exit"] == 0]
     assert report["where"] in ("image", "host", "other")
     assert not report["rehearsal"]
-    assert int(report["summary"]["events_read"]) == int(lines[1].split(",")[1])
+    assert int(report["summary"]["events_read"]) == int(events)
     # and the audit is one that can fail
-    next(path for path in outputs.rglob("*.fit")).unlink()
-    assert subprocess.run(audit, check=False, capture_output=True).returncode == 1
+    next(path for path in (product.folder / "run/outputs").rglob("*.fit")).unlink()
+    assert audit(product).returncode == 1
 
 
 @pytest.mark.parametrize(("site", "container"), [("pool-a", "site"), ("pool-b", "site"), ("pool-f", "worker")])

@@ -21,6 +21,7 @@ from fermigrid.quoting import (
     encode_arguments,
     encode_classad_string,
     encode_environment,
+    encode_path,
     encode_submit_string,
     encode_submit_value,
 )
@@ -200,6 +201,21 @@ def test_condor_submit_gives_back_strings(pool: Any, values: list[str]) -> None:
     values = encodable(encode_submit_string, values)
     ad = dry_run(pool, {f"+Z{number}": encode_submit_string(value) for number, value in enumerate(values)})
     assert [ad[f"Z{number}"] for number in range(len(values))] == values
+
+
+paths = st.lists(
+    st.text("abzAZ09._+@=-", min_size=1, max_size=12).filter(lambda part: part not in (".", "..")), min_size=1
+)
+
+
+@many
+@given(several=st.lists(paths.map(lambda parts: "/" + "/".join(parts)), min_size=5, max_size=40))
+def test_condor_submit_gives_back_lists_of_paths(pool: Any, several: list[str]) -> None:
+    written = [encode_path(path) for path in several]
+    lines = {"should_transfer_files": "yes", "transfer_input_files": ", ".join(written), "encrypt_input_files": "*"}
+    ad = dry_run(pool, lines)
+    assert [path.strip() for path in ad["TransferInput"].split(",")] == several
+    assert ad["EncryptInputFiles"] == "*"
 
 
 PLAIN = {

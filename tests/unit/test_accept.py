@@ -35,9 +35,15 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return came, tmp_path / "final" / "deep" / "r1.fit"
 
 
+def publish(came: Path, final: Path) -> None:
+    """The output gets the name `final`, which is in some folder beside `out`."""
+    outputs = came.parent.parent
+    publish_output(came, outputs, final.relative_to(outputs).as_posix(), SHA)
+
+
 def test_an_output_gets_its_final_name(files: tuple[Path, Path]) -> None:
     came, final = files
-    publish_output(came, final, SHA)
+    publish(came, final)
     assert final.read_bytes() == GOOD
     assert not came.exists()
 
@@ -45,11 +51,11 @@ def test_an_output_gets_its_final_name(files: tuple[Path, Path]) -> None:
 def test_doing_it_again_is_harmless_at_each_point_where_it_could_have_been_cut_short(files: tuple[Path, Path]) -> None:
     came, final = files
     final.parent.mkdir(parents=True)
-    publish_output(came, final, SHA)  # cut before the link
+    publish(came, final)  # cut before the link
     os.link(final, came)
-    publish_output(came, final, SHA)  # cut between the link and the unlink
+    publish(came, final)  # cut between the link and the unlink
     assert not came.exists()
-    publish_output(came, final, SHA)  # cut before it was written down
+    publish(came, final)  # cut before it was written down
     assert final.read_bytes() == GOOD
     assert final.stat().st_nlink == 1
 
@@ -59,7 +65,7 @@ def test_nothing_is_clobbered(files: tuple[Path, Path]) -> None:
     final.parent.mkdir(parents=True)
     final.write_bytes(b"somebody's")
     with pytest.raises(FermigridError, match="exists with other content: move it away; the new file is"):
-        publish_output(came, final, SHA)
+        publish(came, final)
     assert (final.read_bytes(), came.read_bytes()) == (b"somebody's", GOOD)
 
 
@@ -67,7 +73,7 @@ def test_the_same_content_that_is_there_already_is_enough(files: tuple[Path, Pat
     came, final = files
     final.parent.mkdir(parents=True)
     final.write_bytes(GOOD)
-    publish_output(came, final, SHA)
+    publish(came, final)
     assert not came.exists()
 
 
@@ -75,7 +81,7 @@ def test_what_is_not_what_the_job_wrote_gets_no_name(files: tuple[Path, Path]) -
     came, final = files
     came.write_bytes(b"damaged")
     with pytest.raises(FermigridError, match="is not what the job wrote"):
-        publish_output(came, final, SHA)
+        publish(came, final)
     assert came.exists()
     assert not final.exists()
 
@@ -84,18 +90,18 @@ def test_an_output_that_is_gone(files: tuple[Path, Path]) -> None:
     came, final = files
     came.unlink()
     with pytest.raises(FermigridError, match="is gone before it was published"):
-        publish_output(came, final, SHA)
+        publish(came, final)
 
 
 def test_a_name_that_lies_below_a_file(files: tuple[Path, Path], tmp_path: Path) -> None:
     came, final = files
     (tmp_path / "final").write_text("a file")
     with pytest.raises(FermigridError, match="cannot become"):
-        publish_output(came, final, SHA)
+        publish(came, final)
     final = tmp_path / "folder"
     final.mkdir()
     with pytest.raises(FermigridError, match="cannot become"):
-        publish_output(came, final, SHA)
+        publish(came, final)
     assert came.exists()
 
 
@@ -108,7 +114,7 @@ def die(event, arguments):
     if event == point:
         os.kill(os.getpid(), 9)
 sys.addaudithook(die)
-accept.publish_output(came, final, sha)
+accept.publish_output(came, final.parents[1], "deep/" + final.name, sha)
 """
 
 
@@ -116,7 +122,7 @@ accept.publish_output(came, final, sha)
 def test_killed_before_each_change_of_the_file_system(files: tuple[Path, Path], point: str) -> None:
     came, final = files
     assert finish(python(KILLED, point, came, final, SHA))[0] == -9
-    publish_output(came, final, SHA)
+    publish(came, final)
     assert final.read_bytes() == GOOD
     assert not came.exists()
 
@@ -139,7 +145,12 @@ def judged(f: Following, **changes: Any) -> JobRecord:
     batch = stand_in.memory.landed[0]
     stand_in.end_job(batch, 0, changes.pop("code", 0), **changes)
     record = JobRecord(batch.batch_id, 0, "go.0000", State.ENDED, "")
-    return judge(record, Items(f.folder).log(f.ledger.batches()[0], 0))[0]
+    return look_at(f, record)
+
+
+def look_at(f: Following, record: JobRecord) -> JobRecord:
+    items, batch = Items(f.folder), f.ledger.batches()[0]
+    return judge(record, items.log(batch, record.index), items.declared(batch, record.index))[0]
 
 
 def test_a_good_job(f: Following) -> None:
@@ -166,21 +177,21 @@ def test_jobs_that_are_not_good(f: Following, changes: dict[str, Any], said: str
 def test_outputs_that_did_not_come_back_whole(f: Following) -> None:
     judged(f)
     (came,) = f.folder.path.rglob("go.0000.0.*")
-    items, batch = Items(f.folder), f.ledger.batches()[0]
+    batch = f.ledger.batches()[0]
     record = JobRecord(batch.id, 0, "go.0000", State.ENDED, "")
     came.write_bytes(b"f")
-    assert judge(record, items.log(batch, 0))[0].reason == "the output out.fit came back with 1 bytes instead of 3"
+    assert look_at(f, record).reason == "the output out.fit came back with 1 bytes instead of 3"
     came.unlink()
-    assert judge(record, items.log(batch, 0))[0].reason == "the output out.fit did not come back"
+    assert look_at(f, record).reason == "the output out.fit did not come back"
     came.mkdir()
-    assert judge(record, items.log(batch, 0))[0].reason == "the output out.fit did not come back"
+    assert look_at(f, record).reason == "the output out.fit did not come back: it is a folder, no plain file"
 
 
 def test_the_report_is_found_behind_megabytes_of_chatter(f: Following) -> None:
     judged(f)
     log = Items(f.folder).log(f.ledger.batches()[0], 0)
     log.write_bytes(b"chatter\n" * 500_000 + log.read_bytes())
-    assert judge(JobRecord(f.ledger.batches()[0].id, 0, "go.0000", State.ENDED, ""), log)[0].state is State.DONE
+    assert look_at(f, JobRecord(f.ledger.batches()[0].id, 0, "go.0000", State.ENDED, "")).state is State.DONE
 
 
 def test_jobs_are_found_by_name_and_by_number(f: Following) -> None:
@@ -204,7 +215,7 @@ def test_logs_of_good_jobs_are_packed_and_those_of_failures_stay(f: Following) -
 
 def test_an_output_in_the_way_is_said_again_until_it_is_moved(f: Following) -> None:
     f.folder.outputs.mkdir()
-    (f.folder.outputs / "go.0000.fit").write_bytes(b"in the way")
+    (f.folder.outputs / "0000.fit").write_bytes(b"in the way")
     for index in (0, 1):
         stand_in.end_job(stand_in.memory.landed[0], index)
     for _ in range(2):
@@ -212,10 +223,10 @@ def test_an_output_in_the_way_is_said_again_until_it_is_moved(f: Following) -> N
         assert problem.startswith("go.0000: ")
         assert "exists with other content" in problem
     assert f.ledger.waiting_to_publish() == 1
-    assert (f.folder.outputs / "go.0001.fit").is_file()
-    (f.folder.outputs / "go.0000.fit").unlink()
+    assert (f.folder.outputs / "0001.fit").is_file()
+    (f.folder.outputs / "0000.fit").unlink()
     assert watch_once(f).problems == ()
-    assert (f.folder.outputs / "go.0000.fit").read_bytes() == b"fit"
+    assert (f.folder.outputs / "0000.fit").read_bytes() == b"fit"
 
 
 def test_two_attempts_come_back_and_one_is_accepted(f: Following) -> None:
@@ -224,14 +235,18 @@ def test_two_attempts_come_back_and_one_is_accepted(f: Following) -> None:
     watch_once(f)
     record = f.ledger.job(f.ledger.batches()[0].id, 0)
     stand_in.end_job(batch, 0, attempt="g0.s2.bbbbbbbb", content=b"second")
-    second, report = judge(replace(record, state=State.ENDED), items.log(f.ledger.batches()[0], 0))
+    second, report = judge(
+        replace(record, state=State.ENDED),
+        items.log(f.ledger.batches()[0], 0),
+        items.declared(f.ledger.batches()[0], 0),
+    )
     f.ledger.take_in([(second, report)])
     assert publish_accepted(f.ledger, f.folder, items) == []
     assert [(a.attempt, a.accepted) for a in f.ledger.attempts("go.0000")] == [
         ("g0.s1.aaaaaaaa", True),
         ("g0.s2.bbbbbbbb", False),
     ]
-    assert (f.folder.outputs / "go.0000.fit").read_bytes() == b"first"
+    assert (f.folder.outputs / "0000.fit").read_bytes() == b"first"
 
 
 def test_thousands_that_ended_are_judged_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,16 +272,16 @@ def test_what_stands_in_the_way_of_one_output_does_not_stop_the_others(
         for index in range(7):
             stand_in.end_job(system.landed[0], index, content=b"result")
         f.folder.outputs.mkdir()
-        for foreign in ("go.0000.fit", "go.0001.fit", "go.0004.fit"):
+        for foreign in ("0000.fit", "0001.fit", "0004.fit"):
             (f.folder.outputs / foreign).write_bytes(b"foreign")
         turn = watch_once(f)
         assert len(turn.problems) == 3
         assert sorted(path.name for path in f.folder.outputs.iterdir() if path.read_bytes() == b"result") == [
-            f"go.{number:04d}.fit" for number in (2, 3, 5, 6)
+            f"{number:04d}.fit" for number in (2, 3, 5, 6)
         ]
         standing = standing_of(f.ledger)
         assert (standing.unpublished, standing.good) == (3, False)
-        (f.folder.outputs / "go.0001.fit").unlink()
+        (f.folder.outputs / "0001.fit").unlink()
         assert len(watch_once(f).problems) == 2
 
 
@@ -300,7 +315,7 @@ try:
 except OSError:
     pass
 try:
-    publish_output(came, folder / "a" / "b" / "final", sys.argv[2])
+    publish_output(came, folder, "a/b/final", sys.argv[2])
 except FermigridError as error:
     print(error)
 print(came.read_bytes())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaigns import SMALL, TWO_STEPS, complaints
+from tests.campaigns import ANSWERS, SMALL, TWO_STEPS, complaints
 
 TABLE = "run,events\nr1,25\nr2,5\nr3,7\n"
 SITE = """\
@@ -233,15 +233,15 @@ def test_more_than_the_site_gives(tmp_path: Path) -> None:
 
 
 def test_every_site_of_the_campaign_is_checked(tmp_path: Path) -> None:
-    found = complaints(tmp_path, SMALL.replace("light", "fermi-rhel6") + "sites: {slac: 1, in2p3: 1}\n", site=None)
-    assert len(found) == 1
-    assert "which site" in found[0] or "'in2p3' can use" in found[0]
+    text = SMALL.replace("light", "fermi-rhel6") + "sites: {slac: 1, in2p3: 1}\n"
+    (said,) = complaints(tmp_path, text, site=None, own=[ANSWERS])
+    assert "'fermi-rhel6' has no source that site 'in2p3' can use" in said
 
 
 def test_a_site_of_the_campaign_that_does_not_exist_is_a_problem_of_its_file(tmp_path: Path) -> None:
     said = complaints(tmp_path, SMALL + "sites: {slca: 1, local: 2}\ncode: [absent]\n", site=None)
     assert said[0].startswith(
-        "campaign.yaml:8: sites.slca: no site 'slca'; did you mean 'slac'? Known sites: in2p3, local"
+        "campaign.yaml:8: sites.slca: no site 'slca'; did you mean 'slac'? Known sites: in2p3, in2p3-ce, local"
     )
     assert "code[0]" in said[1]
 

@@ -19,7 +19,7 @@ from fermigrid.code import Bundle, pack_code, unpack_names
 from fermigrid.config import Source
 from fermigrid.errors import ConfigError
 
-SOURCE = Source("c.yaml", {("code",): 7, ("code", 0): 8, ("code", 1): 9})
+SOURCE = Source.of_lines("c.yaml", {("code",): 7, ("code", 0): 8, ("code", 1): 9})
 
 
 def pack(folder: Path, *entries: str, programs: frozenset[str] = frozenset()) -> Bundle:
@@ -104,7 +104,7 @@ def test_another_content_or_name_is_another_bundle(lib: Path) -> None:
 
 
 def test_programs_are_made_executable_and_others_keep_their_bit(lib: Path) -> None:
-    for name, mode in (("go.py", 0o600), ("own.sh", 0o700), ("data", 0o666)):
+    for name, mode in (("go.py", 0o600), ("own.sh", 0o700), ("data", 0o644)):
         (lib / name).write_text("x")
         (lib / name).chmod(mode)
     found = members(pack(lib, "go.py", "own.sh", "data", "lib", programs=frozenset({"go.py", "lib/a.py"})))

@@ -31,7 +31,7 @@ from fermigrid.quoting import decode_lines
 from fermigrid.render import render_job_env
 from fermigrid.site import Site, load_catalogue, load_site
 from fermigrid.states import State
-from tests.campaigns import SITES, argv, plans, rows
+from tests.campaigns import ANSWERS, SITES, SMALL_DISK, argv, finish, plans, python, rows
 
 GIVEN = {
     "PIPELINE_FROMADDRESS": "l1@example.org",
@@ -166,11 +166,26 @@ def test_what_belongs_to_the_machine_stays() -> None:
     }  # fmt: skip
 
 
+LOCK_ON_A_FULL_DISK = """
+import contextlib, sys
+from pathlib import Path
+from fermigrid.pipeline_folder import JobFolder
+folder = Path(sys.argv[1])
+with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+    (folder / ".fermigrid").mkdir()
+    while True:
+        file.write(b"x" * 4096)
+with JobFolder(folder).locked(1):
+    print("held")
+print((folder / ".fermigrid/lock").stat().st_size)
+"""
+
+
 def test_the_lock_holds_on_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / ".fermigrid").mkdir()
-    (tmp_path / ".fermigrid/lock").symlink_to("/dev/full")
-    with JobFolder(tmp_path).locked(1):
-        pass
+    (tmp_path / "disk").mkdir()
+    wrap = [*SMALL_DISK, "64k", str(tmp_path / "disk")]
+    code, out, err = finish(python(LOCK_ON_A_FULL_DISK, tmp_path / "disk", wrap=wrap))
+    assert (code, out) == (0, "held\n0\n"), err
 
 
 def test_a_job_folder_that_cannot_be_read(tmp_path: Path) -> None:
@@ -245,7 +260,7 @@ def test_names_of_the_saved_environment() -> None:
 
 
 def site(name: str = "local", **changes: Any) -> Site:
-    return load_site(name, (SITES,))[0].model_copy(update=changes)
+    return load_site(name, (ANSWERS, SITES))[0].model_copy(update=changes)
 
 
 def describe(read: Order, limits: Limits = Limits(), place: Place = SHARED, **how: Any) -> dict[str, Any]:  # noqa: B008

@@ -21,7 +21,7 @@ from fermigrid.plan import plan_batch
 from fermigrid.quoting import decode_lines, decode_row
 from fermigrid.render import SHARD_BYTES, image_request, render_job_env, render_manifest, render_shards, render_submit
 from fermigrid.resources import shipped
-from tests.campaigns import SMALL, TWO_STEPS, argv, assemble, plans, rows, values
+from tests.campaigns import ANSWERS, SMALL, TWO_STEPS, argv, assemble, plans, rows, values
 
 HOSTILE = [
     "",
@@ -394,7 +394,8 @@ def test_the_image_is_asked_for_in_the_sites_dialect(tmp_path: Path) -> None:
 
 
 def test_an_image_of_the_site_hides_the_catalogues_path(tmp_path: Path) -> None:
-    (plan,) = plans(assemble(tmp_path, SMALL.replace("light", "fermi-rhel6"), site="slac"), "slac")
+    text = SMALL.replace("light", "fermi-rhel6")
+    (plan,) = plans(assemble(tmp_path, text, site="slac", own=[ANSWERS]), "slac")
     assert plan.header.request.image_path == "/sdf/group/fermi/sw/containers/fermi-rhel6.sif"
     assert image_request(plan.header.request) is None
 

@@ -167,11 +167,17 @@ def test_every_path_is_inside(tmp_path: Path) -> None:
     assert folder.batch("b0000", "go", 2) == tmp_path / "blocks/b0000/go.g2"
 
 
-def test_the_worker_is_executable_whatever_the_mask(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mask", "folder", "file"), [(0o077, 0o700, 0o600), (0o007, 0o770, 0o660)])
+def test_a_plan_has_the_modes_of_the_mask_and_its_worker_is_executable(
+    tmp_path: Path, mask: int, folder: int, file: int
+) -> None:
     (plan,) = plans(assemble(tmp_path))
-    before = os.umask(0o077)
+    before = os.umask(mask)
     try:
         write_plan(plan, tmp_path / "plan")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "plan/worker.sh").stat().st_mode) == 0o755
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "plan").iterdir()}
+    assert modes.pop("worker.sh") == folder
+    assert modes.pop("shards") == folder
+    assert set(modes.values()) == {file}

@@ -18,6 +18,7 @@ from fermigrid.quoting import (
     decode_environment,
     decode_field,
     decode_lines,
+    decode_path,
     decode_row,
     decode_shell_word,
     decode_submit_string,
@@ -27,6 +28,7 @@ from fermigrid.quoting import (
     encode_environment,
     encode_field,
     encode_lines,
+    encode_path,
     encode_row,
     encode_shell_word,
     encode_submit_string,
@@ -212,6 +214,27 @@ def test_values_that_condor_submit_would_change_are_refused(bad: str) -> None:
 def test_strings_that_condor_submit_would_change_are_refused(bad: str) -> None:
     with pytest.raises(Unrepresentable, match="campaign"):
         encode_submit_string(bad, "campaign")
+
+
+@given(text)
+def test_a_path_comes_back_as_it_is_or_is_refused(path: str) -> None:
+    try:
+        assert decode_path(encode_path(path)) == encode_path(path) == path
+    except Unrepresentable:
+        return
+    assert path.startswith("/") and not set(path) & set(" \t,;:$\\\"'*?()")
+
+
+BAD_PATHS = (
+    "", "/", "a", "./a", "/a/", "/a//b", "/a/../b", "/a/.", "/a b", "/a,b", "/a:b", "/$(HOME)", "/$$(x)", "/a\\b", '/"a"',
+    "/*", "/é", "~/a", "/a\n", " /a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_paths_that_htcondor_would_change_are_refused(path: str) -> None:
+    with pytest.raises(Unrepresentable, match="secret oracle"):
+        encode_path(path, "secret oracle")
 
 
 @pytest.mark.parametrize("name", ["", "1A", "A B", "A=B", "A-B", "É", "A\n", "A$(B)"])

@@ -23,7 +23,7 @@ def refusals(text: str) -> list[str]:
 
 def load(folder: Path, **written: object) -> tuple[Run, ...]:
     return load_runs(
-        Runs.model_validate(written), folder, Source("c.yaml", {("runs", "list"): 3, ("runs", "table"): 3})
+        Runs.model_validate(written), folder, Source.of_lines("c.yaml", {("runs", "list"): 3, ("runs", "table"): 3})
     )
 
 

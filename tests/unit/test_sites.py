@@ -10,9 +10,10 @@ import pytest
 
 from fermigrid.config import Model
 from fermigrid.errors import ConfigError, NotFound
-from fermigrid.site import load_catalogue, load_site, site_names
+from fermigrid.inherit import site_names
+from fermigrid.site import load_catalogue, load_site
 from fermigrid.units import parse_bytes
-from tests.campaigns import SITES
+from tests.campaigns import ANSWERS, SITES
 
 MINE = """\
 site: mine
@@ -34,12 +35,12 @@ def refusal(folder: Path, text: str, name: str = "mine") -> str:
 
 
 def test_the_shipped_sites() -> None:
-    assert {"local", "pool", "slac", "in2p3"} <= set(SHIPPED)
+    assert {"local", "pool", "slac", "slac-lsf", "in2p3", "in2p3-ce", "osg-like"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_each_shipped_site_has_a_contact_and_a_manual(name: str) -> None:
-    site, _ = load_site(name, [SITES])
+    site, _ = load_site(name, [ANSWERS, SITES])
     assert len(site.contact) > 3
     assert re.match(r"https://[a-z0-9.-]+\.[a-z]+/", site.manual)
     assert site.title
@@ -47,7 +48,7 @@ def test_each_shipped_site_has_a_contact_and_a_manual(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_images_of_a_site_are_in_the_catalogue(name: str) -> None:
-    site, _ = load_site(name, [SITES])
+    site, _ = load_site(name, [ANSWERS, SITES])
     assert set(site.images) <= set(load_catalogue([SITES]).images)
 
 
@@ -68,7 +69,7 @@ def test_own_images_hide_shipped_ones_entry_by_entry(tmp_path: Path) -> None:
 def test_a_site_that_does_not_exist_names_the_nearest() -> None:
     with pytest.raises(NotFound, match="no site 'slca'; did you mean 'slac'") as missing:
         load_site("slca", [SITES])
-    assert "Known sites: in2p3, local, pool, slac" in missing.value.hint
+    assert "Known sites: in2p3, in2p3-ce, local, osg-like, pool, slac, slac-lsf" in missing.value.hint
     with pytest.raises(NotFound):
         load_site("images", [SITES])
     with pytest.raises(NotFound):
@@ -112,7 +113,8 @@ def test_a_site_is_named_like_its_file(tmp_path: Path) -> None:
         ("contact: me", "contcat: me", "contcat: unknown key; did you mean 'contact'?"),
         ("site: mine", "site: mi ne", "may hold only letters"),
         ("title: Mine", "title: Mine\nlocal: {slots: 0}", "local.slots"),
-        ("title: Mine", "title: Mine\nsecrets: {db: {kind: sealed, from: /x}}", "Allowed: 'path'"),
+        ("title: Mine", "title: Mine\nsecrets: {db: {kind: sealed, from: /x}}", "kind: sealed needs key"),
+        ("title: Mine", "title: Mine\nsecrets: {db: {kind: vault, from: /x}}", "Allowed: 'path', 'transfer', 'sealed'"),
         ("title: Mine", "title: Mine\nhtcondor: {attributes: {A B: x}}", "is no name of a variable"),
         ("title: Mine", 'title: Mine\nhtcondor: {requirements: "a\\nb"}', "a line break"),
     ],

@@ -278,14 +278,14 @@ def test_jobs_end_results_are_accepted_and_the_next_step_goes(tmp_path: Path, sy
         assert watch_once(f).submitted == 1
         clump = system.landed[0]
         for index in range(clump.jobs):
-            stand_in.end_job(clump, index, to=f"clump/{index}.fit")
+            stand_in.end_job(clump, index)
         turn = watch_once(f)
         assert (turn.judged, turn.submitted, turn.finished) == (3, 1, False)
         for index in range(2):
             stand_in.end_job(system.landed[1], index)
         assert watch_once(f).finished
         assert set(states(f).values()) == {State.DONE}
-        assert names(f.folder.outputs) == ["clump/0.fit", "clump/1.fit", "clump/2.fit", "merge.r1.fit", "merge.r2.fit"]
+        assert names(f.folder.outputs) == ["r1.fit", "r1_c000.fit", "r1_c001.fit", "r2.fit", "r2_c000.fit"]
         assert watch_once(f) == Turn(0, 0, 0, True, ())
 
 

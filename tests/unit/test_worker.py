@@ -33,6 +33,8 @@ def test_every_part_is_in_the_worker() -> None:
 
 
 NEEDS = {
+    "download": ("image.url", "https://images.example.org/light.sif"),
+    "fetch": ("stage.http", "yes"),
     "cache": ("node_cache", "/cache"),
     "adler32": ("verify", "adler32"),
     "unpack": ("image.format", "directory"),
@@ -41,7 +43,11 @@ NEEDS = {
     "messages": ("message.to", "pipeline@example.org"),
     "oci": ("runtime", "podman"),
     "preamble": ("preamble", "module load apptainer"),
+    "scratch": ("scratch", "/lscratch"),
     "secrets": ("secret", "oracle"),
+    "secrets_live": ("secret.kind", "token"),
+    "secrets_sealed": ("secret.kind", "sealed"),
+    "secrets_wallet": ("secret.point", "TNS_ADMIN=."),
     "stage_names": ("output.kind", "posix"),
     "stage_posix": ("output.kind", "posix"),
     "stage_remote": ("output.kind", "xrootd"),

@@ -57,7 +57,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the sources, so that nothing in the checkout is touched or taken by accident."""
     source, dist = tmp_path_factory.mktemp("source") / "fermigrid", tmp_path_factory.mktemp("dist")
     source.mkdir()
-    for name in ("fermigrid", "sites", "submit_templates"):
+    for name in ("fermigrid", "sites", "schemas", "submit_templates"):
         shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, source)
@@ -90,9 +90,9 @@ def metadata_of(wheel: Path) -> email.message.Message:
         return email.message_from_bytes(archive.read(f"fermigrid-{__version__}.dist-info/METADATA"))
 
 
-def test_sites_and_templates_are_in_the_wheel_as_they_are(wheel: Path) -> None:
+def test_sites_schemas_and_templates_are_in_the_wheel_as_they_are(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        for top in ("sites", "submit_templates"):
+        for top in ("sites", "schemas", "submit_templates"):
             ours = [path for path in sorted((CHECKOUT / top).rglob("*")) if path.is_file()]
             assert ours
             for path in ours:

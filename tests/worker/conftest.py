@@ -14,6 +14,7 @@ import pytest
 
 from tests.worker.faulty_http import Faulty, serve
 from tests.worker.node import Node, running_node
+from tests.worker.sealing import Office
 from tests.worker.worker_job import WORKER, Job
 
 
@@ -52,6 +53,12 @@ def node() -> Iterator[Node]:
     """A worker node of this test's own (mark the test pool: it needs the tree of `ci/pool build`, no daemons)."""
     with running_node() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Office:
+    """Where secrets are sealed for a site."""
+    return Office.open(tmp_path_factory.mktemp("office"))
 
 
 def bash(script: str, *args: str | bytes, cwd: Path | None = None) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.worker.worker_job import BATCH, NAME, Job, finish
+from tests.worker.worker_job import BATCH, NAME, Job, finish, sha256
 
 MakeJob = Callable[..., Job]
 RAN = {"payload.sh": "#!/bin/sh\necho ran"}
@@ -53,8 +54,6 @@ def tampered(job: Job, change: Callable[[Path], None], *arguments: str) -> tuple
     """Runs a job after a change to its scratch folder."""
     command = job.write()
     change(job.scratch)
-    import subprocess
-
     process = subprocess.Popen([*command[:1], *(arguments or command[1:])], cwd=job.scratch, stdout=-1, stderr=-1)
     done = finish(process)
     assert b"ran" not in done.out
@@ -86,6 +85,27 @@ def test_damage_is_found(make_job: MakeJob) -> None:
     assert code == 80 and "there is no s0000" in message
 
 
+@pytest.mark.fault(
+    fault="`job.env` was changed after the submission", mode="any", does="refuses the job, by the digest", code=80
+)
+def test_a_job_env_that_is_not_the_one_that_was_submitted(make_job: MakeJob) -> None:
+    job = make_job(args=["./payload.sh"], code=RAN, settings=[("env", "WHO=me")])
+    command = job.write()[1:]
+    digest = sha256((job.scratch / "job.env").read_bytes())
+
+    def alter(folder: Path) -> None:
+        text = (folder / "job.env").read_text()
+        (folder / "job.env").write_text(text.replace("WHO=me", "WHO=you"))
+
+    code, message = tampered(job, alter, *command, digest)
+    assert (code, message.partition(": its")[0]) == (80, "bad job description: job.env is damaged")
+    code, message = tampered(job, lambda _: None, *command, "0" * 64)
+    assert code == 80 and "job.env is damaged" in message
+    process = subprocess.Popen(["./worker.sh", *command, digest], cwd=job.scratch, stdout=-1, stderr=-1)
+    done = finish(process)
+    assert done.code == 0 and b"ran" in done.out
+
+
 def test_the_wrong_row(make_job: MakeJob) -> None:
     job = make_job()
     shard = job.write()[3]
@@ -99,7 +119,6 @@ def test_the_wrong_row(make_job: MakeJob) -> None:
 
 def test_arguments_that_are_not_tame(make_job: MakeJob) -> None:
     import json
-    import subprocess
 
     job = make_job()
     shard = job.write()[3]

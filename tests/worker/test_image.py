@@ -20,7 +20,7 @@ MakeJob = Callable[..., Job]
 
 CLIMB = r"""
 . ./worker.sh
-job=$1 batch=$2 scratch=$PWD begin=$(date +%s)
+job=$1 batch=$2 attempt=g0.s1.5f3c9a01 scratch=$PWD begin=$(date +%s)
 _now
 begin_ms=$now_ms phase_ms=$now_ms
 _set_traps

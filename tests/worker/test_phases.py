@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.worker.faulty_http import Faulty
+from tests.worker.sealing import Office, archive, seal_words
 from tests.worker.worker_job import Done, Job, Pairs, finish, sha256
 
 INSTANCE = "4711"
@@ -68,12 +69,17 @@ class Place:
 
     folder: Path
     faulty: Faulty
+    office: Office
     canary: str = field(default_factory=lambda: f"canary-{uuid.uuid4().hex}")
 
     def __post_init__(self) -> None:
         for name in ("tools", "wallet", "spool", "root", "cache"):
             (self.folder / name).mkdir()
         (self.folder / "wallet/key").write_text(self.canary)
+        (self.folder / "wallet/t.use").write_text(self.canary)
+        (self.folder / "wallet/x509up").write_text(f"{self.canary}\n{self.office.site.certificate.read_text()}")
+        content = archive([("key", self.canary.encode())], seal_words("envelope"))
+        self.sealed = self.office.secret(self.office.seal(content), "envelope")
         self.reached = self.folder / "reached"
         self.is_reached: Callable[[], object] = self.reached.exists
         self.held: list[int] = []
@@ -85,7 +91,7 @@ class Place:
 
     @property
     def common(self) -> Pairs:
-        """What every job here has: a secret, and messages into a spool folder."""
+        """What every job here has: a secret of each kind, and messages into a spool folder."""
         messages = {
             "to": "x@example.org",
             "from": "y@example.org",
@@ -93,7 +99,14 @@ class Place:
             "via": f"spool:{self.folder / 'spool'}",
         }
         secret = [("secret", "oracle"), ("secret.from", str(self.folder / "wallet")), ("secret.point", "KEYS=.")]
-        return [*secret, *((f"message.{name}", value) for name, value in messages.items())]
+        secret += [("secret.home", ".my.cnf=key")]
+        for kind, name, point in (
+            ("transfer", "carried", "CARRIED=carried"),
+            ("token", "t.use", "BEARER_TOKEN_FILE=t.use"),
+            ("proxy", "x509up", "X509_USER_PROXY=x509up"),
+        ):
+            secret += [("secret", kind), ("secret.kind", kind), ("secret.from", name), ("secret.point", point)]
+        return [*secret, *self.sealed.settings, *((f"message.{name}", value) for name, value in messages.items())]
 
     @property
     def image(self) -> Pairs:
@@ -122,7 +135,10 @@ class Place:
 
     def start(self, job: Job, tools: bool = True) -> subprocess.Popen[bytes]:
         path = f"{self.folder / 'tools'}:{os.environ['PATH']}" if tools else os.environ["PATH"]
-        return job.start(env={"PATH": path})
+        self.sealed.into(job)
+        (job.scratch / "carried").write_text(self.canary)
+        kept = self.folder / "wallet"  # by HTCondor
+        return job.start(env={"PATH": path, "_CONDOR_CREDS": str(kept), "X509_USER_PROXY": str(kept / "x509up")})
 
     def secrets(self) -> list[Path]:
         """Files outside the wallet that have the secret in them."""
@@ -149,6 +165,7 @@ class Place:
             "s0000",
             "bundle.tar.gz",
             "out",
+            "envelope.signer.pem",
         }
         wait_until(lambda: processes_of(self.folder) == {}, "its processes end", 2)
         self.release()
@@ -166,8 +183,8 @@ def read(path: Path) -> bytes:
 
 
 @pytest.fixture
-def place(tmp_path: Path, faulty: Faulty) -> Iterator[Place]:
-    made = Place(tmp_path, faulty)
+def place(tmp_path: Path, faulty: Faulty, office: Office) -> Iterator[Place]:
+    made = Place(tmp_path, faulty, office)
     yield made
     made.release()
     kill_all(tmp_path)
@@ -186,7 +203,22 @@ def describe(place: Place) -> Job:
 
 
 def secrets(place: Place) -> Job:
-    place.hang("cp", "*wallet*", '{real} "$@"')
+    place.hang("cp", "*wallet/.*", '{real} "$@"')
+    return place.job()
+
+
+def taking(place: Place) -> Job:
+    place.hang("cp", "*carried*", '{real} "$@"')
+    return place.job()
+
+
+def opening(place: Place) -> Job:
+    place.hang("openssl", "*cms?-decrypt*", '{real} "$@"')
+    return place.job()
+
+
+def unpacking(place: Place) -> Job:
+    place.hang("tar", "-x?-k*", '{real} "$@"')
     return place.job()
 
 
@@ -277,6 +309,9 @@ def rival(place: Place) -> Job:
 STAY = {
     "describe": describe,
     "secrets": secrets,
+    "a transferred secret": taking,
+    "a sealed secret, opened": opening,
+    "a sealed secret, unpacked": unpacking,
     "image path": image_path,
     "image lock": image_lock,
     "image download": image_download,
@@ -353,8 +388,7 @@ def test_warnings_end_nothing(place: Place, phase: str) -> None:
 )
 def test_a_kill_in_each_phase(place: Place, phase: str, name: str) -> None:
     job, process = begin(place, phase)
-    if phase not in ("describe", "secrets"):
-        assert place.secrets() != []
+    assert place.secrets() != []
     process.kill()
     wait_until(lambda: place.secrets() == [], "the guard removes the secrets", 1)
     kill_all(place.folder)  # as a batch system does
@@ -366,7 +400,11 @@ def test_a_kill_in_each_phase(place: Place, phase: str, name: str) -> None:
         place.folder / "again",
         settings=job.settings,
         row=job.row,
-        args=["/bin/sh", "-c", 'cat "$KEYS/key" > /dev/null && echo a > a && echo b > b'],
+        args=[
+            "/bin/sh",
+            "-c",
+            'cat "$KEYS/key" "$CARRIED" "$TNS_ADMIN/key" ~/.my.cnf > /dev/null && echo a > a && echo b > b',
+        ],
         head=Job(Path()).head,
         kind=job.kind,
     )
@@ -389,7 +427,9 @@ def test_a_kill_in_each_phase(place: Place, phase: str, name: str) -> None:
 )
 def test_a_signal_in_the_middle_of_linking(place: Place, name: str) -> None:
     tool = place.folder / "tools/ln"
-    tool.write_text(f'#!/bin/bash\necho > {place.reached}; sleep 0.4; exec {shutil.which("ln")} "$@"\n')
+    tool.write_text(
+        f'#!/bin/bash\n[[ "$*" != */root/* ]] || {{ echo > {place.reached}; sleep 0.4; }}; exec {shutil.which("ln")} "$@"\n'
+    )
     tool.chmod(0o755)
     job = posix(place)
     process = place.start(job)
@@ -443,14 +483,36 @@ def test_a_signal_in_the_back_off(place: Place, name: str) -> None:
 
 
 @pytest.mark.drill
+def test_a_kill_at_any_moment(tmp_path: Path, faulty: Faulty, office: Office) -> None:
+    """Hundreds of short jobs, each killed at a random moment of its life. Seeded."""
+    chance, unread = random.Random(9), 0
+    for count in range(500):
+        (tmp_path / str(count)).mkdir()
+        place = Place(tmp_path / str(count), faulty, office)
+        job = place.job(args=WRITE, row=OUT)
+        process = place.start(job)
+        assert process.stderr is not None and b"job " in process.stderr.readline()
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        wait_until(lambda: set(place.secrets()) <= {job.scratch / "carried"}, f"job {count}: nothing is left", 2)  # noqa: B023
+        kill_all(place.folder)  # as a batch system does
+        process.communicate(timeout=10)
+        unread += (
+            job.scratch / "carried"
+        ).exists()  # killed before it had read what it has: the batch system's to remove
+        shutil.rmtree(place.folder)
+    assert unread < 25
+
+
+@pytest.mark.drill
 @pytest.mark.parametrize("kind", ["posix", "transfer"])
-def test_an_end_at_any_moment(tmp_path: Path, faulty: Faulty, kind: str) -> None:
+def test_an_end_at_any_moment(tmp_path: Path, faulty: Faulty, office: Office, kind: str) -> None:
     """Thousands of short jobs, each ended at a random moment of its life. Seeded."""
     chance = random.Random(kind)
     codes = {0, *(128 + number(name) for name in ENDS)}
     for count in range(1500):
         (tmp_path / str(count)).mkdir()
-        place = Place(tmp_path / str(count), faulty)
+        place = Place(tmp_path / str(count), faulty, office)
         what: dict[str, Any] = {
             "kind": kind,
             "settings": [("output.root", str(place.folder / "root"))] if kind == "posix" else [],

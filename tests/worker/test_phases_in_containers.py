@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.worker.sealing import Identity, Office, archive, seal_words
 from tests.worker.test_container import INSIDE, OUTSIDE, Node, bind, job_folder, node, pool, running_pool
 from tests.worker.test_phases import INSTANCE, kill_all, number, processes_of, wait_until
 from tests.worker.worker_job import Done, Job, Pairs, finish
@@ -26,16 +27,22 @@ WRITE = {"args": ["/bin/sh", "-c", "echo a > a; echo b > b"]}
 class Place:
     """The folders of one test, open to the pool's user, and what its job may leave in them: nothing."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, office: Office) -> None:
         self.node, self.folder = node, node.folder
         self.canary = f"canary-{uuid.uuid4().hex}"
         for name in ("data", "wallet", "spool", "root"):
             (self.folder / name).mkdir()
             (self.folder / name).chmod(0o777)
         (self.folder / "wallet/key").write_text(self.canary)
+        site = Office(office.folder, office.signer, Identity(self.folder / "site.pem", self.folder / "site.key"))
+        for source, target in ((office.site.certificate, site.site.certificate), (office.site.key, site.site.key)):
+            target.write_bytes(source.read_bytes())
+            target.chmod(0o644)
+        content = archive([("key", self.canary.encode())], seal_words("envelope"))
+        self.sealed = site.secret(site.seal(content), "envelope")
 
     def job(self, mode: str, **what: Any) -> Job:
-        """A job with a secret, messages, a bind and a place for outputs."""
+        """A job with secrets of its own and of the site, messages, a bind and a place for outputs."""
         data, root = (
             bind(self.folder / "data", "/data"),
             bind(self.folder / "root", str(self.folder / "root"), mode="rw"),
@@ -47,13 +54,17 @@ class Place:
             "via": f"spool:{self.folder / 'spool'}",
         }
         secret = [("secret", "oracle"), ("secret.from", str(self.folder / "wallet")), ("secret.point", "KEYS=.")]
+        secret += [("secret", "k"), ("secret.kind", "transfer"), ("secret.from", "carried")]
         common = [
             *secret,
+            *self.sealed.settings,
             *((f"message.{name}", value) for name, value in messages.items()),
             ("env", f"PLACE={self.folder}"),
         ]
         settings = [*self.node.path, *data, *root, *common, ("grace", "2"), ("output.root", str(self.folder / "root"))]
-        return self.node.job(head=HEADS[mode], settings=settings, kind="posix", **what)
+        job = self.sealed.into(self.node.job(head=HEADS[mode], settings=settings, kind="posix", **what))
+        (job.scratch / "carried").write_text(self.canary)
+        return job
 
     def secrets(self) -> str:
         return self.node.pool.run("fermi", "grep", "-rls", self.canary, "/dev/shm", *map(str, self.scratches())).stdout
@@ -69,13 +80,13 @@ class Place:
         assert self.secrets() == "" and self.canary not in done.err and self.canary.encode() not in done.out
         assert [path.name for path in (self.folder / "root").rglob(".*")] == [], done.err
         left = {path.name.split("-")[0] for path in job.scratch.iterdir()}
-        assert left <= {"job.env", "worker.sh", "s0000", "bundle.tar.gz", "out", "pid"}
+        assert left <= {"job.env", "worker.sh", "s0000", "bundle.tar.gz", "out", "pid", "envelope.signer.pem"}
         wait_until(lambda: processes_of(self.folder) == {}, "its processes end", 3)
 
 
 @pytest.fixture
-def place(node: Node) -> Iterator[Place]:
-    made = Place(node)
+def place(node: Node, office: Office) -> Iterator[Place]:
+    made = Place(node, office)
     yield made
     kill_all(made.folder)
 

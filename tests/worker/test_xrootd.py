@@ -149,6 +149,37 @@ def test_without_the_right_key(node: Node, guarded: Storage, settings: str | Non
     assert "again in" not in done.err
 
 
+CLIENT = """
+export XRD_LOGLEVEL=Dump
+xrdcp --nopbar "$1" copy 2> words || { tail -5 words >&2; exit 1; }
+grep -o -E 'Effective config\\] .*|Trying to load a plug-in for .*' words
+stat -c %a "$XrdSecSSSKT"; [ "$(stat -c %s copy)" = 300000 ]"""
+
+
+@pytest.mark.parametrize("way", ["path", "transfer"])
+def test_the_payloads_client_is_configured(node: Node, guarded: Storage, way: str) -> None:
+    """The real client reads its configuration, its plug-in folder and its key where the variables point."""
+    job = node.job("client", args=["/bin/bash", "-c", CLIENT, "client", f"{guarded.url}/x.root"])
+    source = node.folder / "keys" if way == "path" else job.scratch / "keys"
+    if way == "transfer":
+        own_folder(job.scratch)
+        node.sh('cp -r "$1" "$2"', node.folder / "keys", source)
+    plugins = own_folder(source / "client.plugins.d")
+    (source / "client.conf").write_text("RequestTimeout = 77\n")
+    (plugins / "lat.conf").write_text("url = root://plug.test:1094\nlib = /nonexistent/libLat.so\nenable = true\n")
+    points = {"XRD_CLCONFFILE": "client.conf", "XRD_PLUGINCONFDIR": "client.plugins.d", "XrdSecSSSKT": "keytab"}
+    where = str(source) if way == "path" else "keys"
+    job.settings = [("secret", "xrootd"), ("secret.kind", way), ("secret.from", where)]
+    job.settings += [("secret.point", f"{name}={path}") for name, path in points.items()]
+    node.sh('chown -R fermi "$1"; chmod -R go= "$1"', source)
+    done = node.run_job(job)
+    assert done.code == 0, done.err
+    assert (
+        b'"RequestTimeout" = "77"' in done.out and b"Trying to load a plug-in for 'root://plug.test:1094'" in done.out
+    )
+    assert b"\n600\n" in done.out and source.exists() == (way == "path")
+
+
 @pytest.mark.parametrize(("user", "code"), [("fermi", 0), ("root", 86)])
 def test_unix_authentication_goes_by_the_users_name(node: Node, user: str, code: int) -> None:
     """As SLAC's servers do; the name is that of the worker's user, in the container as well."""

@@ -74,6 +74,8 @@ class Job:
         common = [("format", "1"), ("campaign", "P400"), ("step", "clump"), ("site", "test"), ("block", "b0000")]
         if any(key == "in.adler32" for key, _ in self.row):
             common += [("verify", "adler32")]
+        if any(key == "in.from" and value.startswith("http") for key, value in self.row):
+            common += [("stage.http", "yes")]
         return [*common, ("generation", "0"), *self.head.items(), ("image", "light"), ("output.kind", self.kind)]
 
     def _bundle(self) -> Pairs:

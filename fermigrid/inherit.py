@@ -1,0 +1,178 @@
+"""Site files that extend each other: which files they are, their data as one, and where each value of it stands.
+
+A file's own values lie over those of the site that it extends: keys with values are merged, however deep; lists and
+single values take the other's place; an empty value (`proxy:`) takes away what the other has. An `output`, a grid or a
+secret of another `kind` takes the other's place as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fermigrid.config import Ask, Key, Source, nearest, open_questions, parse_yaml, read_text
+from fermigrid.errors import ConfigError, NotFound, Problem
+
+_NAME = re.compile(r"[^./\0][^/\0]{0,99}\Z")
+_OWN = ("site", "extends")  # what a file says of itself: never inherited
+
+
+@dataclass(frozen=True)
+class SiteText:
+    """A site as its files say it, not validated: `files` are its own first, then what it extends, in order. `taken`:
+    the keys that an empty value takes away."""
+
+    name: str
+    files: tuple[Path, ...]
+    data: dict[str, Any]
+    source: Source
+    taken: tuple[Key, ...] = ()
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The names of the sites that it extends, the nearest first."""
+        return tuple(path.stem for path in self.files[1:])
+
+    @property
+    def questions(self) -> tuple[tuple[Key, Ask], ...]:
+        """The values that are still to be asked for."""
+        return tuple(open_questions(self.data))
+
+    def open_problems(self) -> list[Problem]:
+        """Each open question, where it stands, and whom to ask."""
+        written = self.data.get("contact")
+        contact = written if isinstance(written, str) else "the site's people"
+        return [self.source.problem(key, f"ask {contact}: {ask.question}") for key, ask in self.questions]
+
+    @property
+    def way_out(self) -> str:
+        """What to do about open questions."""
+        return (
+            "Put each answer in the place of its !ask; what is shipped you extend instead: "
+            f"`fermigrid site new {self.name} --extends {self.name}`\n"
+            f"begins a {self.name}.yaml of your own, in a folder of --sites or FERMIGRID_SITES."
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One file of a site; `position` is that of its folder."""
+
+    position: int
+    path: Path
+    data: dict[str, Any]
+    source: Source
+
+
+def site_names(folders: Sequence[Path]) -> list[str]:
+    """The names of all sites that can be found."""
+    found = {path.stem for folder in folders for path in folder.glob("[!.]*.yaml") if path.is_file()}
+    return sorted(found - {"images"})
+
+
+def read_site(name: str, folders: Sequence[Path]) -> SiteText:
+    """The site `name` of the first folder that has it, over what it extends. Raises NotFound, ConfigError."""
+    found = next(_files(name, folders), None)
+    if found is None:
+        known = site_names(folders)
+        raise NotFound(f"no site {name!r}{nearest(name, known)}", f"Known sites: {', '.join(known) or 'none'}")
+    layers = [_read_layer(*found)]
+    while isinstance(parent := layers[-1].data.get("extends"), str):
+        layers.append(_read_parent(parent, layers, folders))
+    *above, last = layers
+    site = SiteText(last.path.stem, (last.path,), last.data, last.source)
+    for layer in reversed(above):
+        site = _over(layer, site)
+    return site
+
+
+def _files(name: str, folders: Sequence[Path]) -> Iterator[tuple[int, Path]]:
+    """Every file of that name, in the order of the folders, with the position of its folder."""
+    if name != "images" and _NAME.match(name):
+        for position, folder in enumerate(folders):
+            path = folder / f"{name}.yaml"
+            try:
+                is_there = path.is_file()
+            except OSError as error:
+                raise ConfigError([Problem(str(folder), 0, "", f"cannot be searched: {error.strerror}")]) from error
+            if is_there:
+                yield position, path
+
+
+def _read_layer(position: int, path: Path) -> _Layer:
+    return _Layer(position, path, *parse_yaml(read_text(path), str(path)))
+
+
+def _read_parent(name: str, layers: Sequence[_Layer], folders: Sequence[Path]) -> _Layer:
+    """The file that the last of `layers` extends. Raises ConfigError."""
+    child = layers[-1]
+    position, path = _find_parent(name, layers, folders)
+    if any(layer.path.samefile(path) for layer in layers):
+        chain = " -> ".join([*(layer.path.stem for layer in layers), name])
+        raise _refused(child, f"the sites extend each other, round and round: {chain}")
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise _refused(child, f"{name!r}: {path} cannot be read: {error.strerror}") from error
+    return _read_layer(position, path)
+
+
+def _find_parent(name: str, layers: Sequence[_Layer], folders: Sequence[Path]) -> tuple[int, Path]:
+    """Where the site is that the last of `layers` extends; of its own name, it is the one in a later folder."""
+    child = layers[-1]
+    itself = name == child.path.stem
+    for position, path in _files(name, folders):
+        if not itself or (position > child.position and not path.samefile(child.path)):
+            return position, path
+    if itself:
+        text = f"{name!r} is this site itself; it means the {name!r} of a later folder, and there is none"
+        raise _refused(child, text)
+    known = sorted({*site_names(folders)} - {child.path.stem})
+    raise _refused(child, f"no site {name!r}{nearest(name, known)} Known sites: {', '.join(known) or 'none'}")
+
+
+def _refused(child: _Layer, text: str) -> ConfigError:
+    return ConfigError([child.source.problem(("extends",), text)])
+
+
+def _over(layer: _Layer, below: SiteText) -> SiteText:
+    """A file over what it extends."""
+    replaced: set[Key] = {(name,) for name in _OWN}
+    taken: list[Key] = []
+    base = {name: value for name, value in below.data.items() if name not in _OWN}
+    data = _merge(layer.data, base, (), replaced, taken)
+    places = below.source.places
+    left = (key for key in places if not any(key[:end] in replaced for end in range(1, len(key) + 1)))
+    source = Source(layer.source.file, {key: places[key] for key in left} | layer.source.places)
+    return SiteText(layer.path.stem, (layer.path, *below.files), data, source, (*below.taken, *taken))
+
+
+def _merge(
+    mine: dict[str, Any], theirs: dict[str, Any], key: Key, replaced: set[Key], taken: list[Key]
+) -> dict[str, Any]:
+    """Keys that take the other's place as a whole are put into `replaced`, those with an empty value into `taken`."""
+    merged = dict(theirs)
+    for name, value in mine.items():
+        here, other = (*key, name), theirs.get(name)
+        is_merged = isinstance(other, dict) and isinstance(value, dict) and not _is_other_kind(value, other, here)
+        if not is_merged:
+            replaced.add(here)
+        if value is None:
+            taken.append(here)
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            merged[name] = _merge(value, other if is_merged and other else {}, here, replaced, taken)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _is_other_kind(mine: dict[str, Any], theirs: dict[str, Any], key: Key) -> bool:
+    """Are the two described by different keys, because they are of different kinds?"""
+    has_kind = key in (("output",), ("htcondor", "grid")) or (key[0] == "secrets" and len(key) == 2)
+    kinds = mine.get("kind"), theirs.get("kind")
+    return has_kind and all(isinstance(kind, str) for kind in kinds) and kinds[0] != kinds[1]

@@ -1,0 +1,105 @@
+"""What each dialect of docs/reference/dialects.md puts into the submit file: the lines that ask for the container."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fermigrid.errors import Unrepresentable
+from fermigrid.render import render_submit
+from tests.campaigns import ROOT, SMALL, assemble, plans
+
+SITE = """\
+site: mine
+title: T
+contact: c
+manual: m
+backend: htcondor
+htcondor: {requirements: HasSingularity, expressions: {SingularityBindCVMFS: "True"}}
+container: {CONTAINER}
+output: {kind: transfer}
+"""
+ASKS = re.compile(
+    r"^(?:universe|container_\w+|transfer_container|\+(?:remote_)?(?:SingularityImage|Want\w+|Container\w+|TransferContainer))\b"
+)
+SIF = "  light: {flavour: light, path: /cvmfs/x.sif}\n"
+
+
+def asks(folder: Path, container: str, grid: str = "", images: str = "") -> dict[str, str]:
+    """The lines of the submit file that ask for the container: command -> value."""
+    own = folder / "own"
+    own.mkdir()
+    site = SITE.replace("CONTAINER", container).replace("htcondor: {", f"htcondor: {{{grid}")
+    (own / "mine.yaml").write_text(site)
+    (own / "images.yaml").write_text(f"images:\n{images}" if images else "images: {}\n")
+    (plan,) = plans(assemble(folder, SMALL, site="mine", own=[own]), "mine")
+    text = render_submit(plan.header, ROOT / "submit_templates")
+    assert text.count("SingularityBindCVMFS = True") == 1
+    lines = [line for line in text.splitlines() if ASKS.match(line)]
+    return dict(re.split(r"\s*=\s*", line, maxsplit=1) for line in lines)
+
+
+LIGHT = "/cvmfs/fermi.test/images/light-1"
+CE = "grid: {kind: condor, ce: ce.example.org, pool: 'ce.example.org:9619'}, "
+
+
+@pytest.mark.parametrize(
+    ("container", "wanted"),
+    [
+        ("launch: worker", {"universe": "vanilla"}),
+        ("launch: site, dialect: plain", {"universe": "vanilla", "+SingularityImage": f'"{LIGHT}"'}),
+        (
+            "launch: site, dialect: self-healing",
+            {
+                "universe": "vanilla",
+                "+SingularityImage": "ifThenElse((NumVacatesByReason.SingularityTestFailed ?: 0) >= 1, undefined, "
+                f'"{LIGHT}")',
+            },
+        ),
+        (
+            "launch: site, dialect: self-healing, vacate_counter: NumVacates",
+            {"universe": "vanilla", "+SingularityImage": f'ifThenElse((NumVacates ?: 0) >= 1, undefined, "{LIGHT}")'},
+        ),
+        (
+            "launch: site, dialect: universe, workdir: /job",
+            {
+                "universe": "container",
+                "container_image": LIGHT,
+                "container_target_dir": "/job",
+                "transfer_container": "false",
+            },
+        ),
+    ],
+)
+def test_in_a_pool(tmp_path: Path, container: str, wanted: dict[str, str]) -> None:
+    assert asks(tmp_path, container) == wanted
+
+
+@pytest.mark.parametrize("kind", ["slurm", "lsf", "pbs", "sge"])
+def test_a_batch_system_is_not_asked(tmp_path: Path, kind: str) -> None:
+    assert asks(tmp_path, "launch: worker", f"grid: {{kind: {kind}}}, ") == {"universe": "grid"}
+
+
+@pytest.mark.parametrize(
+    ("container", "images", "wanted"),
+    [
+        ("launch: worker", "", {}),
+        ("launch: site, dialect: plain", "", {"+SingularityImage": f'"{LIGHT}"'}),
+        ("launch: site, dialect: universe", "", {"+WantSandboxImage": "true", "+ContainerImage": f'"{LIGHT}"'}),
+        ("launch: site, dialect: universe", SIF, {"+WantSIF": "true", "+ContainerImage": '"/cvmfs/x.sif"'}),
+    ],
+)
+def test_behind_a_ce(tmp_path: Path, container: str, images: str, wanted: dict[str, str]) -> None:
+    """There the job is no longer of the container universe: its ad says what that would have said."""
+    if "universe" in container:
+        wanted = wanted | {"+WantContainer": "true", "+ContainerTargetDir": '"/srv"', "+TransferContainer": "false"}
+    assert asks(tmp_path, container, CE, images) == {"universe": "grid", **wanted}
+
+
+@pytest.mark.parametrize("path", ["/cvmfs/a b", "/cvmfs/a=b", "/cvmfs/a'b", '/cvmfs/a"b'])
+def test_a_path_that_pilots_would_cut_or_alter_is_refused(tmp_path: Path, path: str) -> None:
+    entry = path.replace("'", "''")
+    with pytest.raises(Unrepresentable):
+        asks(tmp_path, "launch: site, dialect: plain", images=f"  light: {{flavour: light, path: '{entry}'}}\n")
