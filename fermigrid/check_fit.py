@@ -6,7 +6,7 @@ Each problem stands at its line of the campaign's file; its words name the line 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fermigrid.advance import blocks_of
 from fermigrid.campaign import Step
@@ -240,6 +240,9 @@ def _secrets(a: Assembled, site: Site, name: str, step: Step) -> Iterator[Proble
         if asked in step.secrets[:index]:
             yield a.source.problem(key, f"{asked!r} is written twice")
             continue
+        if asked in (unanswered := a.site_sources[site.site].unanswered):
+            yield from _unanswered(a, key, site.site, unanswered[asked])
+            continue
         if asked not in site.secrets:
             known, place = sorted(site.secrets), _at_site(a, site, "secrets")
             what = f"site {site.site!r} offers no secret {asked!r}{nearest(asked, known)}"
@@ -251,6 +254,13 @@ def _secrets(a: Assembled, site: Site, name: str, step: Step) -> Iterator[Proble
             yield a.source.problem(key, text)
         for text in (*_claim_places(asked, secret, places), *_claim_files(asked, secret, files)):
             yield a.source.problem(key, f"{text} at site {site.site!r} ({place})")
+
+
+def _unanswered(a: Assembled, key: Key, site: str, questions: Sequence[Problem]) -> Iterator[Problem]:
+    """A secret that the site's file does not describe to the end."""
+    own = f"`fermigrid site new {site} --extends {site}` begins a file of your own for the answer"
+    for one in questions:
+        yield a.source.problem(key, f"{one.key} of site {site!r}: {one.message} ({one.file}:{one.line}); {own}")
 
 
 def _claim_places(name: str, secret: Secret, taken: dict[str, str]) -> Iterator[str]:

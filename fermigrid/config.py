@@ -66,10 +66,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Source:
-    """Where each value stands: key path -> place. `file` is the one that was read; values may be of what it extends."""
+    """Where each value stands: key path -> place. `file` is the one that was read; values may be of what it extends.
+
+    `unanswered`: of secrets that are left out because something of them is still to be asked for, what that is.
+    """
 
     file: str
     places: dict[Key, Place] = field(default_factory=dict, repr=False)
+    unanswered: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_lines(cls, file: str, lines: Mapping[Key, int]) -> Source:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,30 @@ class SiteText:
         """The values that are still to be asked for."""
         return tuple(open_questions(self.data))
 
+    @property
+    def blocks(self) -> bool:
+        """Is a value still to be asked for that every job needs? Those of a secret concern who names it."""
+        return any(key[0] != "secrets" or len(key) == 1 for key, _ in self.questions)
+
     def open_problems(self) -> list[Problem]:
         """Each open question, where it stands, and whom to ask."""
+        return [self._problem(key, ask) for key, ask in self.questions]
+
+    def _problem(self, key: Key, ask: Ask) -> Problem:
         written = self.data.get("contact")
         contact = written if isinstance(written, str) else "the site's people"
-        return [self.source.problem(key, f"ask {contact}: {ask.question}") for key, ask in self.questions]
+        return self.source.problem(key, f"ask {contact}: {ask.question}")
+
+    def without_open_secrets(self) -> tuple[dict[str, Any], Source]:
+        """The data without the secrets that have open questions; the source says what these are."""
+        unanswered: dict[str, tuple[Problem, ...]] = {}
+        for key, ask in self.questions:
+            name = str(key[1])
+            unanswered[name] = (*unanswered.get(name, ()), self._problem(key, ask))
+        if not unanswered:
+            return self.data, self.source
+        offered = {name: secret for name, secret in self.data["secrets"].items() if name not in unanswered}
+        return {**self.data, "secrets": offered}, replace(self.source, unanswered=unanswered)
 
     @property
     def way_out(self) -> str:

@@ -225,11 +225,13 @@ class Site(Model):
 
 def load_site(name: str, folders: Sequence[Path]) -> tuple[Site, Source]:
     """The site `name` of the first folder that has it, over what it extends. Raises NotFound, ConfigError: also for
-    values that are still to be asked for."""
+    values that are still to be asked for. A secret of which something is, is left out (`Source.unanswered`)."""
     found = read_site(name, folders)
-    if problems := [*wrong_values(found), *found.open_problems()]:
-        raise ConfigError(problems, found.way_out if found.questions else "")
-    return validate(Site, found.data, found.source), found.source
+    wrong = wrong_values(found)
+    if wrong or found.blocks:
+        raise ConfigError([*wrong, *found.open_problems()], found.way_out if found.questions else "")
+    data, source = found.without_open_secrets()
+    return validate(Site, data, source), source
 
 
 def wrong_values(found: SiteText) -> list[Problem]:

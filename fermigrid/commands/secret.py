@@ -59,7 +59,10 @@ def _sites(names: tuple[str, ...], folders: tuple[Path, ...]) -> list[Site]:
     search, found = search_folders(folders), []
     for name in names or site_names(search):
         try:
-            found.append(load_site(name, search)[0])
+            site, source = load_site(name, search)
+            found.append(site)
+            for secret in source.unanswered:
+                click.echo(f"{name}: secret {secret} is still to be filled in: fermigrid site check {name}", err=True)
         except ConfigError:
             if names:
                 raise

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fermigrid.assemble import assemble_kept
+from fermigrid.check import find_problems
 from fermigrid.config import parse_yaml
 from fermigrid.errors import ConfigError, NotFound
 from fermigrid.inherit import read_site, site_names
@@ -329,7 +330,7 @@ def test_what_is_wrong_and_what_is_open_are_told_together(tmp_path: Path) -> Non
 def test_a_question_stands_anywhere_and_is_never_called_wrong(tmp_path: Path) -> None:
     """Each value of a whole site in turn is a question: that is all that is said of it."""
     for line in ("title: Base", "quota: 1 TiB", "launch: worker", "backend: htcondor", "{path: 10 s, http: 20 min}",
-                 "[apptainer, singularity]", "Queue: long", "kind: path", "{kind: path, from: /db, point: {TNS_ADMIN: .}}"):  # fmt: skip
+                 "[apptainer, singularity]", "Queue: long", "{db: {kind: path, from: /db, point: {TNS_ADMIN: .}}}"):  # fmt: skip
         assert line in BASE
         value = line if line[0] in "[{" else line.split(": ", 1)[1]
         put(tmp_path, {"base": BASE.replace(line, line.replace(value, '!ask "what?"'))})
@@ -373,6 +374,16 @@ def test_a_campaign_at_a_site_with_open_questions_is_refused_with_them_and_the_w
             assemble(tmp_path, text, site=site, own=[own])
         assert [problem.line for problem in refused.value.problems] == [7, 13]
         assert "fermigrid site new base --extends base" in refused.value.hint
+
+
+def test_a_secret_that_is_to_be_filled_in_is_asked_for_by_who_names_it_alone(tmp_path: Path) -> None:
+    wallet = 'wallet: {kind: path, from: !ask "where?"}, '
+    own = put(tmp_path / "own", {"base": BASE.replace("secrets: {", "secrets: {" + wallet)})
+    named = SMALL.replace("    command:", "    secrets: [db, wallet]\n    command:", 1)
+    assert list(assemble(tmp_path, SMALL, site="base", own=[own]).sites["base"].secrets) == ["db"]
+    (problem,) = find_problems(assemble(tmp_path, named, site="base", own=[own]))
+    assert problem.key.endswith("secrets[1]") and "ask " in problem.message and "where?" in problem.message
+    assert "base.yaml:15)" in problem.message and "fermigrid site new base --extends base" in problem.message
 
 
 # --- a run folder keeps them all

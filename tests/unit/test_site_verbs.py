@@ -106,7 +106,7 @@ def test_every_shipped_site_is_in_order(capsys: pytest.CaptureFixture[str]) -> N
     assert out.count(": good") == len(site_names([SITES]))
 
 
-@pytest.mark.parametrize("name", [name for name in site_names([SITES]) if read_site(name, [SITES]).questions])
+@pytest.mark.parametrize("name", [name for name in site_names([SITES]) if read_site(name, [SITES]).blocks])
 def test_a_shipped_site_with_questions_takes_no_job_and_says_them_all(
     name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +119,12 @@ def test_a_shipped_site_with_questions_takes_no_job_and_says_them_all(
         assert all(f"{problem.file}:{problem.line}: {problem.key}: ask " in err for problem in site.open_problems())
         assert f"`fermigrid site new {name} --extends {name}`" in err
     assert sorted(path.name for path in here.iterdir()) == ["c.yaml"]
+
+
+def test_slac_takes_a_job_that_names_no_secret(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "c.yaml").write_text(SMALL.replace("image: light", "image: fermi-rhel6"))
+    assert call(capsys, "check", "c.yaml", "--site", "slac")[0] == 0
+    assert call(capsys, "site", "check", "slac")[0] == 11
 
 
 # --- new
