@@ -176,6 +176,8 @@ HOLDS: Mapping[int, Hold] = {
     47: Hold("JobExecuteExceeded", "it ran longer than the walltime that it had asked for", _MORE, Cure.LEAVES),
     48: Hold("HookShadowPrepareJobFailure", "the schedd's own preparation of jobs failed", _LOOK),
 }  # fmt: skip
+_NO_OUT = re.compile(r"/out: \(errno 2\)")
+_NEVER_BEGAN = "the worker never began (it makes `out` first of all): what should have started it, such as a pilot, failed"
 _UNKNOWN_HOLD = Hold("", "HTCondor has a reason that is not known here", _LOOK)
 
 
@@ -183,17 +185,13 @@ def explain_hold(code: int | None, subcode: int | None, reason: str) -> tuple[st
     """A hold in words: HTCondor's own, what the code means, what to do and what happens by itself."""
     hold = HOLDS.get(code or 0, _UNKNOWN_HOLD)
     codes = f"code {code}/{subcode or 0}" + (f", {hold.label}" if hold.label else "")
+    meaning = _NEVER_BEGAN if code == 12 and _NO_OUT.search(reason) else hold.meaning
     return (
         f"held: {reason.strip() or 'no reason given'} ({codes})",
-        f"that means: {hold.meaning}",
+        f"that means: {meaning}",
         f"what to do: {hold.advice}",
         f"by itself: the job {hold.cure}",
     )
-
-
-def is_restart(code: int | None, subcode: int | None) -> bool:
-    """Whether a hold is the pause before a batch system's job starts again; the subcode is its worker's exit code."""
-    return code == JOB_POLICY and subcode in INFRASTRUCTURE
 
 
 # --- reasons in the event log ------------------------------------------------------------------------------

@@ -134,11 +134,13 @@ _await() {  # GROUP -> its status
 }
 
 # Not by `kill -0` alone: a `read` with a time limit can leave bash deaf to the ends of its children (5.2, SIGCHLD stays blocked), and
-# they stay zombies until `wait` asks. The leader of a runtime's threads may be a zombie while they live.
+# they stay zombies until `wait` asks. The leader of a runtime's threads may be a zombie while they live; and for a moment when one of
+# them becomes another program, as Apptainer's do, and then takes the leader's place: so the threads are counted first.
 _lives() {  # PID
-    local line tasks
+    local line tasks=("/proc/$1/task"/*)
+    [ ${#tasks[@]} = 1 ] || return 0
     if { read -r line < "/proc/$1/stat"; } 2> /dev/null; then
-        [[ ${line##*) } != Z* ]] || { tasks=("/proc/$1/task"/*); [ ${#tasks[@]} -gt 1 ]; }
+        [[ ${line##*) } != Z* ]]
     else
         kill -0 "$1" 2> /dev/null
     fi

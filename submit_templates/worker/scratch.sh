@@ -11,7 +11,7 @@ _go_away() {  # -> scratch, the job's own folder, with its files in it
     _need "$TAME" "$shard_file" "shard file"
     back=${FERMIGRID_BACK:-$scratch}
     [ "$plan" != "$scratch" ] || rows=''
-    base=$(exec sed -n 's/^scratch=//p' "$plan/job.env" 2> /dev/null) ||
+    base=$(exec sed -n 's/^scratch=//p' "$plan/job.env" 2> /dev/null) || [ -z "$rows" ] ||
         _finish "$STAGE_IN" "job.env cannot be read from $plan"
     if [ -n "$base" ]; then
         printf -v base '%b' "$base"

@@ -133,6 +133,7 @@ def test_a_ce_that_refuses_a_job_holds_it_with_its_own_words(broken: Pool, produ
     assert printed(product, "big") == ["light-1"]
 
 
+@pytest.mark.drill
 def test_a_ce_that_does_not_let_us_in_is_tried_until_it_does(broken: Pool, product: Product) -> None:
     """No release by a person: fermigrid's policy goes on, and nothing leaves the queue meanwhile."""
     configure_ce(broken, "DENY_WRITE = *")

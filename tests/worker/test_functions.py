@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,3 +181,21 @@ read -r -t 10 -u "$pipe_fd" _
 def test_a_bash_that_is_deaf_to_its_children(worker_bash: Bash) -> None:
     """A trap that leaves a `read` leaves SIGCHLD blocked in bash 5.2; it also happens, rarely, without any trap."""
     assert worker_bash(DEAF).decode().splitlines() == ["run 7", "ask 1"]
+
+
+EXECUTES_ITSELF = """import os, sys, threading, time
+if time.time() > float(sys.argv[2]): sys.exit()
+again = ["python3", "-S", "-c", *sys.argv[1:]]
+threading.Thread(target=os.execvp, args=("python3", again)).start()
+time.sleep(9)"""
+
+
+def test_a_program_whose_thread_becomes_another_program_lives() -> None:
+    """As Apptainer's do: for a moment the first thread is a zombie, and another takes its place. 4 s, some hundred times."""
+    script = """
+    python3 -S -c "$1" "$1" "$2" & pid=$!
+    while _lives "$pid"; do looks=$((looks + 1)); done
+    printf '%s %s\\n' "$EPOCHREALTIME" "$looks" """
+    until = time.time() + 4
+    end, looks = bash(f"set +m; looks=0; {script}", EXECUTES_ITSELF, str(until)).split()
+    assert float(end) >= until and int(looks) > 1000
