@@ -177,7 +177,9 @@ HOLDS: Mapping[int, Hold] = {
     48: Hold("HookShadowPrepareJobFailure", "the schedd's own preparation of jobs failed", _LOOK),
 }  # fmt: skip
 _NO_OUT = re.compile(r"/out: \(errno 2\)")
-_NEVER_BEGAN = "the worker never began (it makes `out` first of all): what should have started it, such as a pilot, failed"
+_NEVER_BEGAN = (
+    "the worker never began (it makes `out` first of all): what should have started it, such as a pilot, failed"
+)
 _UNKNOWN_HOLD = Hold("", "HTCondor has a reason that is not known here", _LOOK)
 
 

@@ -156,7 +156,7 @@ def test_a_proxy_ends_with_the_first_of_its_chain(make_job: MakeJob, tmp_path: P
     fault="a token or proxy ends while the job runs, and is not renewed",
     mode="host",
     does="a line of the log says when it ended",
-    code=0,
+    code=7,
 )
 def test_a_word_about_what_ended(make_job: MakeJob, creds: Path) -> None:
     creds.write_text(token(3))
