@@ -91,6 +91,9 @@ def _grid(site: Site, source: Source) -> Iterator[Problem]:
     if site.htcondor.requirements is not None and grid.kind != "condor":
         text = f"no machine is matched for {way_of(site)}, and so nobody looks at requirements"
         yield source.problem(("htcondor", "requirements"), text + "; use options of htcondor.grid" * grid.is_batch)
+    if grid.kind == "arc" and site.output.kind == "transfer":
+        text = "an ARC CE brings back files, no folders: outputs go elsewhere (posix, xrootd or http)"
+        yield source.problem(("output", "kind"), text)
     if grid.is_batch and (site.limits.walltime or 0) % MINUTE_S:
         text = f"HTCondor hands batch systems ({grid.kind}) whole minutes: write the limit in whole minutes"
         yield source.problem(("limits", "walltime"), text)

@@ -35,12 +35,19 @@ def _batch_option(text: str) -> str:
     return text
 
 
+def _runtime_environment(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/+-]*(?: [A-Za-z0-9._/+=:@-]+)*", text):
+        raise ValueError("is no runtime environment of ARC: NAME, or NAME and its options with a blank between them")
+    return text
+
+
 class Grid(Model):
     """HTCondor's grid universe: the schedd hands the jobs on to another system (`grid_resource`).
 
     `condor`: an HTCondor-CE or another schedd (`ce`, and its collector `pool`). `slurm`, `lsf`, `pbs`, `sge`: a batch
     system whose commands the schedd's machine has, and with which it shares the run folder (HTCondor's blahp). `arc`:
-    an ARC CE (`url`). `attributes`: what the other side's job ad gets (`+remote_NAME`), as ClassAd expressions.
+    an ARC CE (`url`; `rte`: runtime environments that its administrator offers). `attributes`: what the other side's
+    job ad gets (`+remote_NAME`), as ClassAd expressions.
     """
 
     kind: Literal["condor", "slurm", "lsf", "pbs", "sge", "arc"]
@@ -50,6 +57,7 @@ class Grid(Model):
     queue: Word | None = None
     project: Annotated[str, AfterValidator(_project)] | None = None
     options: tuple[Annotated[str, AfterValidator(_batch_option)], ...] = ()
+    rte: tuple[Annotated[str, AfterValidator(_runtime_environment)], ...] = ()
     attributes: dict[Variable, Line] = {}
 
     @property
@@ -66,8 +74,10 @@ class Grid(Model):
             if name not in needed and getattr(self, name) is not None:
                 raise ValueError(f"kind: {self.kind} has no {name}")
         for name in ("queue", "project", "options"):
-            if getattr(self, name) and not self.is_batch:
+            if getattr(self, name) and not self.is_batch and (name, self.kind) != ("queue", "arc"):
                 raise ValueError(f"{name} is for batch systems (slurm, lsf, pbs, sge); kind: {self.kind} has none")
+        if self.rte and self.kind != "arc":
+            raise ValueError("rte is for kind: arc")
         if self.attributes and self.kind != "condor":
             raise ValueError("attributes are for kind: condor")
         return self

@@ -26,8 +26,8 @@ def grid_row(grid: Grid, resources: Resources, limits: SiteLimits, patience_s: i
     return {
         "kind": grid.kind,
         "resource": encode_submit_value(_resource(grid), "grid_resource"),
-        "is_batch": grid.is_batch,
         "queue": grid.queue,
+        "rte": ", ".join(grid.rte) or None,
         "project": grid.project,
         "runtime_s": _whole_minutes(resources.walltime, limits.walltime, patience_s),
         "extra": _extra(grid, resources.cpus) if grid.is_batch else None,

@@ -35,6 +35,14 @@ _CE = """\
     # attributes: {queue: '"long"'} # what the job's ad gets there, as ClassAd expressions"""
 _ARC = """\
     url: !ask "the URL of the ARC CE: https://host:443/arex\""""
+_BACK = """\
+output: {kind: transfer}            # back with the job; posix, xrootd and http: to a folder
+"""
+_TO_A_FOLDER = """\
+output:                             # an ARC CE brings back files, no folders
+  kind: posix                       # or xrootd or http
+  root: !ask "the folder for outputs, under the path by which the nodes see it"
+"""
 _LOCAL = """\
 backend: local
 # local: {slots: 4, scratch: /scratch}
@@ -59,6 +67,11 @@ KINDS: Mapping[str, str] = {  # kind -> how its file goes on behind title, conta
     "arc": _GRID.format(grid="arc", where=_ARC),
     "local": _LOCAL,
 }
+
+
+def output_of(kind: str) -> str:
+    """Where outputs go, in a new file of this kind."""
+    return _TO_A_FOLDER if kind == "arc" else _BACK
 
 
 def kind_of(data: Mapping[str, Any]) -> str:

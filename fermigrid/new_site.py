@@ -14,7 +14,7 @@ from fermigrid.campaign import Word
 from fermigrid.config import Ask
 from fermigrid.errors import ConfigError, Problem
 from fermigrid.inherit import SiteText, read_site
-from fermigrid.kinds import KINDS
+from fermigrid.kinds import KINDS, output_of
 
 _HEAD = """\
 # Begun by `fermigrid site new`. Put the answer in the place of each !ask, then: fermigrid site check {name}
@@ -30,7 +30,6 @@ _TAIL = """\
 # binds:                            # folders of the nodes that every job sees
 #   - {from: /data, to: /data, mode: ro, required: true}
 # limits: {cpus: 8, memory: 32 GiB, walltime: 3 d}     # the most that one job may ask for
-output: {kind: transfer}            # back with the job; posix, xrootd and http: to a folder
 """
 _OVER = """\
 extends: {parent}{meaning}
@@ -49,7 +48,7 @@ def begin_site(name: str, extends: str | None, kind: str, folder: Path, search: 
     if name == "images":
         raise ConfigError([Problem("command line", 0, "", "images.yaml is the image catalogue: choose another name")])
     text = _HEAD.format(name=name)
-    text += _over(read_site(extends, search), name) if extends else f"{_WHO}{KINDS[kind]}{_TAIL}"
+    text += _over(read_site(extends, search), name) if extends else f"{_WHO}{KINDS[kind]}{_TAIL}{output_of(kind)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:

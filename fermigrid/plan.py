@@ -241,7 +241,7 @@ def _container_fields(site: Site) -> Iterator[tuple[str, str]]:
     yield from (("runtime.option", option) for option in container.options)
     yield from (("preamble", line) for line in container.preamble)
     yield "container.workdir", container.workdir
-    if site.htcondor.grid and site.htcondor.grid.is_batch:
+    if site.htcondor.grid and site.htcondor.grid.kind != "condor":
         yield "batch_system", site.htcondor.grid.kind
     if container.scratch:
         yield "scratch", container.scratch

@@ -210,7 +210,7 @@ def decode_path(text: str) -> str:
     return encode_path(text)
 
 
-def encode_submit_expression(text: str, what: str = "ClassAd expression") -> str:
+def encode_submit_expression(text: str, what: str = "expression of a submit file") -> str:
     """Write a ClassAd expression: the right side of `+Attr = `. Macros as in `encode_submit_value`."""
     refuse_control(text, what)
     if not text.strip() or text.endswith("\\"):
@@ -221,7 +221,7 @@ def encode_submit_expression(text: str, what: str = "ClassAd expression") -> str
 
 def decode_submit_expression(text: str) -> str:
     """Read what `encode_submit_expression` wrote."""
-    return _decode_macros(text, "ClassAd expression")
+    return _decode_macros(text, "expression of a submit file")
 
 
 def decode_submit_string(text: str) -> str:

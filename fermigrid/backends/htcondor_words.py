@@ -196,6 +196,11 @@ def explain_hold(code: int | None, subcode: int | None, reason: str) -> tuple[st
     )
 
 
+def is_restart(code: int | None, subcode: int | None) -> bool:
+    """Whether a hold is the pause before a job of a batch system starts again: its subcode is the exit code."""
+    return code == JOB_POLICY and subcode in INFRASTRUCTURE
+
+
 # --- reasons in the event log ------------------------------------------------------------------------------
 
 _RETURNED = re.compile(r"\(1\) Normal termination \(return value (-?\d+)\)")

@@ -48,7 +48,8 @@ _heard() {  # COMMAND...: what may take the time that is left -> problem: the fi
     _run "$left" "$@" > /dev/null 2> "$control/words" || status=$?
     [ "$status" != 0 ] || return 0
     read -r problem < "$control/words" || :
-    if [ -z "$problem" ]; then problem="failed ($status)"; [ "$status" != 137 ] || problem="no end within $left s"; fi
+    [ -n "$problem" ] || problem="failed ($status)"
+    [ "$status" != 137 ] || problem="no end within $left s"  # bash may have written "Killed" into the words
     # what the system, XRootD, or HTTP says when it is no matter of the moment, after the names
     [[ ! ${problem##*[:;\']} =~ directory|ermission|denied|o\ space|uota|ead-only|isallowed|plain\ file|o\ protocols|ot\ found|xists|(^\ (4[01]|507)) ]] || hopeless=yes
     return 1

@@ -36,6 +36,7 @@ def grid(running_pool: Pool) -> Pool:
 def run_full(product: Product, site: str) -> None:
     """A campaign of one job with code, software, arguments of all kinds and an output, to its end."""
     product.write("lib/words.txt", "from the bundle\n")
+    (product.folder / "sites").mkdir(exist_ok=True)
     product.write("show.sh", SHOW)
     product.write(
         "c.yaml",

@@ -58,7 +58,8 @@ def way(name: str, more: str = SECRETS) -> str:
     if name == "local":
         return SITE.replace("backend: htcondor", "backend: local") + more
     grid = "" if name == "pool" else f"htcondor: {{grid: {GRIDS[name]}}}\n"
-    return SITE + grid + more
+    site = SITE.replace("{kind: transfer}", "{kind: posix, root: /data}") if name == "arc" else SITE
+    return site + grid + more
 
 
 def said_of(folder: Path, site: str, text: str = SMALL, *, images: str = "", table: str | None = None) -> list[str]:
@@ -339,8 +340,16 @@ def test_launch_site_where_nobody_starts_a_container(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRIDS)
+def test_an_arc_ce_brings_no_folder_back(name: str) -> None:
+    said = alone(SITE + f"htcondor: {{grid: {GRIDS[name]}}}\n")
+    assert (said == []) is (name != "arc")
+    assert all(line.startswith("mine.yaml:7: output.kind: an ARC CE brings back files") for line in said)
+
+
+@pytest.mark.parametrize("name", GRIDS)
 def test_only_a_pool_behind_a_ce_looks_at_requirements(name: str) -> None:
-    said = alone(SITE + f"htcondor:\n  requirements: HasSingularity\n  grid: {GRIDS[name]}\n")
+    site = SITE.replace("{kind: transfer}", "{kind: posix, root: /data}")
+    said = alone(site + f"htcondor:\n  requirements: HasSingularity\n  grid: {GRIDS[name]}\n")
     assert (said == []) is (name == "condor"), said
     assert all(line.startswith("mine.yaml:9: htcondor.requirements: no machine is matched") for line in said)
     assert all(("options of htcondor.grid" in line) is (name != "arc") for line in said)

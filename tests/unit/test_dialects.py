@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fermigrid.errors import Unrepresentable
+from fermigrid.errors import ConfigError, Unrepresentable
 from fermigrid.render import render_submit
 from tests.campaigns import ROOT, SMALL, assemble, plans
 
@@ -96,6 +96,60 @@ def test_behind_a_ce(tmp_path: Path, container: str, images: str, wanted: dict[s
     if "universe" in container:
         wanted = wanted | {"+WantContainer": "true", "+ContainerTargetDir": '"/srv"', "+TransferContainer": "false"}
     assert asks(tmp_path, container, CE, images) == {"universe": "grid", **wanted}
+
+
+def submit_file(folder: Path, grid: str, output: str = "{kind: transfer}") -> str:
+    """The submit file of a campaign at a site with this `grid`, continued lines joined."""
+    own = folder / "own"
+    own.mkdir()
+    site = SITE.replace("CONTAINER", "launch: worker").replace("requirements: HasSingularity, ", f"grid: {grid}, ")
+    (own / "mine.yaml").write_text(site.replace("{kind: transfer}", output))
+    (plan,) = plans(assemble(folder, SMALL, site="mine", own=[own]), "mine")
+    assert dict(plan.header.worker).get("batch_system") == ("arc" if "arc" in grid else None)
+    return render_submit(plan.header, ROOT / "submit_templates").replace("\\\n", " ")
+
+
+def commands(text: str) -> dict[str, str]:
+    """The commands of a submit file: name -> value."""
+    found = (line.partition("=") for line in text.splitlines() if not line.startswith(("#", "queue")) and "=" in line)
+    return {name.strip(): value.strip() for name, _, value in found}
+
+
+def test_the_policies_that_a_ce_has_to_follow_travel_and_the_others_stay(tmp_path: Path) -> None:
+    """HTCondor's gridmanager holds a job whose own `on_exit_remove` says no, and passes on no policy but `remote_` ones."""
+    lines = commands(
+        submit_file(tmp_path, "{kind: condor, ce: ce.example.org, pool: p, attributes: {queue: '\"long\"'}}")
+    )
+    assert lines["grid_resource"] == "condor ce.example.org p"
+    assert (lines["+remote_queue"], lines["use_scitokens"]) == ('"long"', "auto")
+    assert not {"on_exit_remove", "periodic_hold", "allowed_execute_duration"} & set(lines)
+    assert {"+remote_OnExitRemove", "+remote_PeriodicHold", "+remote_AllowedExecuteDuration"} <= set(lines)
+    assert {"requirements", "rank", "periodic_release", "periodic_remove", "+PeriodicRemoveReason"} <= set(lines)
+    assert int(lines["+maxWallTime"]) * 60 == int(lines["+BatchRuntime"])
+
+
+def test_an_arc_ce_gets_files_a_queue_and_runtime_environments(tmp_path: Path) -> None:
+    grid = "{kind: arc, url: 'https://arc.example.org/arex', queue: grid, rte: [ENV/PROXY USE_DELEGATION_DB, ENV/RTE]}"
+    lines = commands(submit_file(tmp_path, grid, "{kind: posix, root: /data}"))
+    assert lines["grid_resource"] == "arc https://arc.example.org/arex"
+    assert (lines["batch_queue"], lines["arc_rte"]) == ("grid", "ENV/PROXY USE_DELEGATION_DB, ENV/RTE")
+    assert lines["transfer_input_files"] == "$(fg_plan)/job.env, $(fg_plan)/shards/$(fg_shard)"
+    assert (lines["transfer_output_files"], lines["error"], lines["on_exit_remove"]) == ("", "/dev/null", "true")
+    assert "environment" not in lines
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "{kind: slurm, rte: [ENV/PROXY]}",
+        "{kind: condor, ce: c, pool: p, queue: q}",
+        "{kind: arc, url: 'https://x/', project: p}",
+        "{kind: arc, url: 'https://x/', rte: ['<x>']}",
+    ],
+)
+def test_what_a_kind_does_not_have_is_refused(tmp_path: Path, grid: str) -> None:
+    with pytest.raises(ConfigError):
+        submit_file(tmp_path, grid, "{kind: posix, root: /data}")
 
 
 @pytest.mark.parametrize("path", ["/cvmfs/a b", "/cvmfs/a=b", "/cvmfs/a'b", '/cvmfs/a"b'])

@@ -21,6 +21,7 @@ from fermigrid.quoting import (
     decode_path,
     decode_row,
     decode_shell_word,
+    decode_submit_expression,
     decode_submit_string,
     decode_submit_value,
     encode_arguments,
@@ -31,6 +32,7 @@ from fermigrid.quoting import (
     encode_path,
     encode_row,
     encode_shell_word,
+    encode_submit_expression,
     encode_submit_string,
     encode_submit_value,
     refuse_control,
@@ -73,7 +75,11 @@ def test_any_text_comes_back(encode: Encode, decode: Encode, value: str) -> None
 
 @pytest.mark.parametrize(
     ("encode", "decode"),
-    [(encode_submit_value, decode_submit_value), (encode_submit_string, decode_submit_string)],
+    [
+        (encode_submit_value, decode_submit_value),
+        (encode_submit_string, decode_submit_string),
+        (encode_submit_expression, decode_submit_expression),
+    ],
 )
 @given(value=text)
 def test_submit_text_comes_back_or_is_refused_by_name(encode: Encode, decode: Encode, value: str) -> None:

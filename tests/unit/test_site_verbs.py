@@ -34,7 +34,7 @@ def answer(text: str) -> str:
     """Every `!ask` of a file answered with something that a person might write."""
     answers = {
         "ce": "ce.example.org", "pool": "ce.example.org:9619", "url": "https://arc.example.org:443/arex",
-        "manual": "https://example.org/", "requirements": "HasSingularity",
+        "manual": "https://example.org/", "requirements": "HasSingularity", "root": "/data",
     }  # fmt: skip
     lines = []
     for line in text.splitlines():

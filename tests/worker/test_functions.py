@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fermigrid.quoting import encode_row
+from tests.worker.conftest import bash
 from tests.worker.worker_job import WORKER
 
 Bash = Callable[..., bytes]
@@ -185,7 +186,7 @@ def test_a_bash_that_is_deaf_to_its_children(worker_bash: Bash) -> None:
 
 EXECUTES_ITSELF = """import os, sys, threading, time
 if time.time() > float(sys.argv[2]): sys.exit()
-again = ["python3", "-S", "-c", *sys.argv[1:]]
+again = ["python3", "-S", "-c", sys.argv[1], *sys.argv[1:]]
 threading.Thread(target=os.execvp, args=("python3", again)).start()
 time.sleep(9)"""
 
