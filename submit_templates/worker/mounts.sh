@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Mounts of the node: automounts are woken, what hangs is left behind; binds and software are checked.
 
-_open() {  # PATH -> words: there, missing, or what is wrong. To open wakes an automount, and asks a dead daemon where `test` asks a cache
+_open() {  # PATH -> words: there, missing, or what is wrong. To open wakes an automount, and asks a dead daemon where a test would ask a cache
     words=there
     if [ -d "$1/." ] || [ -f "$1" ] || [ ! -e "$1" ]; then
         { true < "$1"; } 2> /dev/null || words=$( { true < "$1"; } 2>&1) || :
