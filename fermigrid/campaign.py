@@ -52,7 +52,29 @@ def _line(text: str) -> str:
     return text
 
 
+_STRINGS = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'""")
+_PAIRS = {")": "(", "]": "[", "}": "{"}
+
+
+def _expression(text: str) -> str:
+    """One ClassAd expression, as far as can be seen without HTCondor: it ends where it should, and not before."""
+    bare, opened = _STRINGS.sub("s", _line(text)), list[str]()
+    if '"' in bare or "'" in bare:
+        raise ValueError("is no ClassAd expression: a string in it is not closed")
+    for char in bare:
+        if char in _PAIRS.values():
+            opened.append(char)
+        elif char in _PAIRS and (not opened or opened.pop() != _PAIRS[char]):
+            raise ValueError(f"is no ClassAd expression: {char!r} closes nothing")
+    if opened:
+        raise ValueError(f"is no ClassAd expression: {opened[-1]!r} is not closed")
+    if not bare.strip() or re.search(r"[-=<>&|+*/%?:,!]\s*\Z", bare):
+        raise ValueError("is no ClassAd expression: something is missing at its end")
+    return text
+
+
 Line = Annotated[str, AfterValidator(_line)]
+Expression = Annotated[str, AfterValidator(_expression)]
 Word = Annotated[str, AfterValidator(_word)]
 Variable = Annotated[str, AfterValidator(_variable)]
 BindPath = Annotated[str, AfterValidator(_absolute)]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from fermigrid import backends
+from fermigrid.errors import SubmissionRefused
 from fermigrid.find_job import find_job
 from fermigrid.standing import standing_of
 from fermigrid.submit import certainly_not_sent, handle_of
@@ -17,9 +18,12 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
     """Do `action` (remove, hold or release) to all jobs, those of some steps, or some by name; returns how many.
 
     The caller holds the writer's lock. Raises NotFound for a job that was not submitted, BackendUnavailable when the
-    batch system does not answer: then some may be done and others not, and doing it again is harmless.
+    batch system does not answer: then some may be done and others not, and doing it again is harmless. A campaign whose
+    removal the batch system refused (SubmissionRefused) goes on.
     """
-    if action == "remove" and not (steps or jobs):
+    whole = action == "remove" and not (steps or jobs)
+    before = f.ledger.campaign().stopped
+    if whole:
         for record in certainly_not_sent(f.ledger, f.folder, f.hand):
             f.ledger.withdraw(record.id, f.hand.now(), f.hand.who, "its campaign was removed before it was sent")
         f.ledger.stop(f.hand.now(), f.hand.who)
@@ -44,7 +48,12 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
         batch = batches[batch_id]
         backend = backends.load(batch.backend)
         act = {"remove": backend.remove, "hold": backend.hold, "release": backend.release}[action]
-        act([handle_of(f.folder, batch)], indices)
+        try:
+            act([handle_of(f.folder, batch)], indices)
+        except SubmissionRefused as error:
+            if whole and not before:
+                f.ledger.go_on(f.hand.now(), f.hand.who, f"its removal was refused: {error}")
+            raise
         if action == "remove" and indices is None:
             f.ledger.remove(batch.id, f.hand.now(), f.hand.who)
         else:

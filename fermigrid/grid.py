@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
-from fermigrid.campaign import Line, Variable, Word
+from fermigrid.campaign import Expression, Variable, Word
 from fermigrid.config import Model
 
 
@@ -35,6 +35,23 @@ def _batch_option(text: str) -> str:
     return text
 
 
+# Options that would multiply a job, name it anew, or take the place of what fermigrid writes itself
+_OWN_OPTIONS = {
+    "slurm": "-a --array -J --job-name -d --dependency -o --output -e --error -D --chdir -p --partition -A --account "
+    "-t --time --mem --mem-per-cpu -c --cpus-per-task -n --ntasks -N --nodes --wrap --parsable --test-only -W --wait",
+    "lsf": "-J -w -o -oo -e -eo -cwd -q -W -n -I -K",
+    "pbs": "-t -J -N -W -o -e -d -w -q -A -I",
+    "sge": "-t -N -hold_jid -o -e -wd -cwd -q -A -pe -sync",
+}
+
+
+def _is_own(kind: str, option: str) -> bool:
+    """Is it an option that fermigrid writes itself, or one that a job may not have? Slurm takes `-pmilano`, too."""
+    own = _OWN_OPTIONS.get(kind, "").split()
+    name = re.split("[= ]", option)[0]
+    return name in own or (kind == "slurm" and re.match("-[A-Za-z]", name) is not None and name[:2] in own)
+
+
 def _runtime_environment(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/+-]*(?: [A-Za-z0-9._/+=:@-]+)*", text):
         raise ValueError("is no runtime environment of ARC: NAME, or NAME and its options with a blank between them")
@@ -58,7 +75,7 @@ class Grid(Model):
     project: Annotated[str, AfterValidator(_project)] | None = None
     options: tuple[Annotated[str, AfterValidator(_batch_option)], ...] = ()
     rte: tuple[Annotated[str, AfterValidator(_runtime_environment)], ...] = ()
-    attributes: dict[Variable, Line] = {}
+    attributes: dict[Variable, Expression] = {}
 
     @property
     def is_batch(self) -> bool:
@@ -76,6 +93,10 @@ class Grid(Model):
         for name in ("queue", "project", "options"):
             if getattr(self, name) and not self.is_batch and (name, self.kind) != ("queue", "arc"):
                 raise ValueError(f"{name} is for batch systems (slurm, lsf, pbs, sge); kind: {self.kind} has none")
+        for option in self.options:
+            if _is_own(self.kind, option):
+                text = f"options: {option!r} is fermigrid's own affair (what is started, how often, its name and place)"
+                raise ValueError(f"{text}: queue and project are keys here, time, memory and cpus are the campaign's")
         if self.rte and self.kind != "arc":
             raise ValueError("rte is for kind: arc")
         if self.attributes and self.kind != "condor":

@@ -130,6 +130,12 @@ class Ledger:
             db.execute("UPDATE campaign SET stopped = ? WHERE stopped IS NULL", (_text(time),))
             db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, "removed the campaign"))
 
+    def go_on(self, time: datetime, who: str, why: str) -> None:
+        """Take a removal of the campaign back: the batch system refused it."""
+        with self._transaction() as db:
+            db.execute("UPDATE campaign SET stopped = NULL")
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"the campaign goes on: {why}"))
+
     def batches(self) -> list[BatchRecord]:
         """All batches, in the order in which they were intended."""
         names = [field.name for field in fields(BatchRecord)]

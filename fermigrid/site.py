@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
-from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Line, Resources, Seconds, Variable, Word
+from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Expression, Line, Resources, Seconds, Variable, Word
 from fermigrid.config import Model, Source, find_unknown, find_wrong, load, validate
 from fermigrid.errors import ConfigError, Problem
 from fermigrid.grid import Grid
@@ -64,9 +64,9 @@ class Htcondor(Model):
     schedd: str | None = None
     pool: str | None = None
     shared_filesystem: bool = False
-    requirements: str | None = None
+    requirements: Expression | None = None
     attributes: dict[Variable, str] = {}
-    expressions: dict[Variable, Line] = {}
+    expressions: dict[Variable, Expression] = {}
     grid: Grid | None = None
     late_above: Annotated[int, Field(ge=0)] = 1000
     max_materialize: Annotated[int, Field(ge=1)] = 5000

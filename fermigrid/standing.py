@@ -38,6 +38,12 @@ class Standing:
     rehearsed: int
     unpublished: int
     nodes: tuple[NodeFailures, ...] = ()
+    stopped: str | None = None  # when a person removed the campaign as a whole
+
+    @property
+    def being_removed(self) -> bool:
+        """Was the campaign removed, and the batch system has not been told so of all its batches?"""
+        return self.stopped is not None and any(not one.batch.removed and one.words != "ended" for one in self.batches)
 
     @property
     def counts(self) -> dict[State, int]:
@@ -71,6 +77,10 @@ class Standing:
         text = f"{show_count(self.jobs, 'job')}, {self.words}"
         if self.rehearsed:
             text += f"\nrehearsal: not containerised ({show_count(self.rehearsed, 'job')} ran on the host)"
+        if self.being_removed:
+            text += "\nit was removed, and the batch system did not confirm it: `fermigrid remove` again does the rest"
+        elif self.stopped:
+            text += "\nit was removed: nothing more of it is sent"
         if bad := [node for node in self.nodes if node.times >= KEEPS_FAILING][:NODES_SHOWN]:
             told = ", ".join(f"{node.host} ({node.code} {WORDS[node.code]}: {node.times} times)" for node in bad)
             text += f"\nnodes that keep failing: {told}"
@@ -78,9 +88,9 @@ class Standing:
 
     @property
     def good(self) -> bool:
-        """Has no job failed, been removed or got lost, and has every output its final name?"""
+        """Has no job failed, been removed or got lost, is none withheld, and has every output its final name?"""
         bad = sum(self.counts[state] for state in (State.FAILED, State.REMOVED, State.UNKNOWN))
-        return bad + self.unpublished == 0
+        return bad + self.unpublished == 0 and not self.stopped
 
     @property
     def stuck(self) -> bool:
@@ -97,4 +107,10 @@ def standing_of(ledger: Ledger) -> Standing:
         rest = batch.jobs - sum(by_state.values())
         by_state[State.REMOVED if batch.removed else State.WAITING] += rest
         batches.append(BatchStanding(batch, by_state))
-    return Standing(tuple(batches), ledger.rehearsed(), ledger.waiting_to_publish(), tuple(ledger.node_failures()))
+    return Standing(
+        tuple(batches),
+        ledger.rehearsed(),
+        ledger.waiting_to_publish(),
+        tuple(ledger.node_failures()),
+        ledger.campaign().stopped,
+    )

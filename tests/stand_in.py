@@ -101,6 +101,10 @@ def release(handles: Sequence[Handle], indices: Indices = None) -> None:
 
 
 def _do(verb: str, seen: Seen, handles: Sequence[Handle], indices: Indices) -> None:
+    if memory.answer == "no":
+        raise SubmissionRefused("no permission")
+    if memory.answer == "silent":
+        raise BackendUnavailable("no answer")
     for handle in handles:
         memory.said.append((verb, handle.batch.name, indices))
         chosen = range(handle.batch.jobs) if indices is None else indices

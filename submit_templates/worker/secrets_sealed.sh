@@ -7,7 +7,8 @@ _open_sealed() {  # INDEX
     local folder=$secret_dir/${secret[$1]} key=${set_of[secret.key.$1]:-} certificate=${set_of[secret.certificate.$1]:-}
     local file=${set_of[secret.from.$1]:-} signer=${set_of[secret.signer.$1]:-} size='' said='' limit came sealed woken=()
     _get limit limit.path 30
-    command -v openssl > /dev/null || _no_secret "$1" "it is sealed, and there is no openssl on $HOSTNAME to open it"
+    # a fault of this node, not of the secret: another one may have it
+    command -v openssl > /dev/null || _finish "$STAGE_IN" "secret ${secret[$1]}: it is sealed, and there is no openssl on $HOSTNAME to open it"
     _check_came "$1" "$file" "${set_of[secret.sha256.$1]:-}"
     sealed=$came
     _check_came "$1" "$signer" "${set_of[secret.signer.sha256.$1]:-}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from fermigrid.campaign import Resources
 from fermigrid.grid import Grid
@@ -53,3 +54,34 @@ def test_the_others_get_cpus_as_attributes(kind: str) -> None:
 def test_grid_engine_gets_the_mark_that_blahp_leaves_out() -> None:
     assert row("sge", options=("-l h_vmem=2G",))["extra"] == "#$ -l h_vmem=2G"
     assert row("pbs", options=("-l pmem=2gb",))["extra"] == "-l pmem=2gb"
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("slurm", "--array=1-3"),
+        ("slurm", "-a 1-3"),
+        ("slurm", "-a1-3"),
+        ("slurm", "--wrap=evil"),
+        ("slurm", "--job-name=foo"),
+        ("slurm", "--dependency=after:1"),
+        ("slurm", "-p roma"),
+        ("slurm", "-t 1"),
+        ("slurm", "--mem=1"),
+        ("lsf", "-J job[1-3]"),
+        ("pbs", "-t 1-3"),
+        ("sge", "-t 1-3"),
+    ],
+)
+def test_an_option_that_multiplies_a_job_or_takes_the_place_of_fermigrids_is_refused(kind: str, option: str) -> None:
+    with pytest.raises(ValidationError, match="fermigrid's own affair"):
+        Grid.model_validate({"kind": kind, "options": [option]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("slurm", "--licenses=sps"), ("slurm", "-L sps:1"), ("slurm", "-C cvmfs"), ("slurm", "--qos=long"),
+     ("lsf", "-M 4000000"), ("pbs", "-l pmem=2gb"), ("sge", "-P P_glast"), ("sge", "-l sps=1,os=cl7")],
+)  # fmt: skip
+def test_other_options_are_the_sites_own(kind: str, option: str) -> None:
+    assert Grid.model_validate({"kind": kind, "options": [option]}).options == (option,)

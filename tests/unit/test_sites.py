@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from fermigrid.config import Model
 from fermigrid.errors import ConfigError, NotFound
 from fermigrid.inherit import site_names
-from fermigrid.site import load_catalogue, load_site
+from fermigrid.site import Htcondor, load_catalogue, load_site
 from fermigrid.units import parse_bytes
 from tests.campaigns import ANSWERS, SITES
 
@@ -230,3 +231,26 @@ def test_the_places_of_the_catalogue(tmp_path: Path, path: str, why: str, line: 
     with pytest.raises(ConfigError) as refused:
         load_catalogue([tmp_path])
     assert "images.yaml:1: " in str(refused.value) and why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["GLIDEIN_Site == ", "True) || (True", "(True", 'Name == "a', "a[1", "a &&", "", "stringListMember(a, 'b)"],
+)
+def test_requirements_that_are_no_expression(written: str) -> None:
+    with pytest.raises(ValidationError, match="is no ClassAd expression"):
+        Htcondor.model_validate({"requirements": written})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "HasSingularity",
+        'GLIDEIN_Site == "SITEA)"',
+        "HAS_SINGULARITY =?= true && (Cpus ?: 1) > 0",
+        'x == "\\")"',
+        "a[0]",
+    ],
+)
+def test_requirements_that_are_one(written: str) -> None:
+    assert Htcondor.model_validate({"requirements": written}).requirements == written

@@ -16,12 +16,13 @@ from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, Su
 from fermigrid.ledger import open_ledger
 from fermigrid.plan import Assembled
 from fermigrid.runfolder import RunFolder
+from fermigrid.standing import standing_of
 from fermigrid.states import Seen, State
 from fermigrid.submit import batch_id, begin, campaign_digest, prepare, rendered, settle
 from fermigrid.watch import Following, Turn, advance, has_ended, look, run_of, watch_once
 from tests import stand_in
 from tests.campaigns import SITES, SMALL, TWO_STEPS, assemble, make_hand
-from tests.stand_in import Killed, Memory
+from tests.stand_in import Killed, Memory, end_job
 
 CHAIN = TWO_STEPS.replace("block: 2", "block: 10")
 TABLE = "run,events\nr1,15\nr2,5\n"
@@ -399,6 +400,36 @@ def test_a_removed_campaign_sends_nothing_more(tmp_path: Path, system: Memory) -
         assert len(f.ledger.batches()) == 1
     with pytest.raises(RunFolderError, match="was removed on"):
         campaign(tmp_path, CHAIN, TABLE).__enter__()
+
+
+def test_a_campaign_goes_on_when_its_removal_is_refused(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        system.answer = "no"
+        with pytest.raises(SubmissionRefused):
+            control(f, "remove", [], [])
+        assert f.ledger.campaign().stopped is None
+        assert "goes on: its removal was refused: no permission" in f.ledger.journal()[-1][2]
+
+
+def test_a_removal_without_an_answer_is_not_called_good(tmp_path: Path, system: Memory) -> None:
+    """The jobs run on; no later step is sent; and everybody who looks is told."""
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        system.answer = "silent"
+        with pytest.raises(BackendUnavailable):
+            control(f, "remove", [], [])
+        assert "`fermigrid remove` again" in standing_of(f.ledger).headline
+        for batch in system.landed:
+            for index in range(batch.jobs):
+                end_job(batch, index)
+        system.answer = "yes"
+        watch_once(f)
+        standing = standing_of(f.ledger)
+        assert (len(standing.batches), standing.good) == (1, False)
+        assert "nothing more of it is sent" in standing.headline
+        control(f, "remove", [], [])
+        assert not standing_of(f.ledger).good
 
 
 def test_looking_sends_nothing(tmp_path: Path, system: Memory) -> None:
