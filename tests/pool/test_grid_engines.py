@@ -22,7 +22,7 @@ from tests.pool.conftest import START_LIMIT_S, Pool, call_pool, describe
 from tests.pool.test_pool_itself import processes_of
 
 pytestmark = [pytest.mark.pool, pytest.mark.usefixtures("pool")]
-LIMIT_S = 90
+LIMIT_S = 300  # the nodes are shared with other tests
 CE = "ce@fermigrid.test"
 
 # Prints what arrived, as JSON, and ends as its first argument says
