@@ -363,7 +363,10 @@ def _there(job: classad2.ClassAd) -> dict[str, Any] | None:
 def _ahead(schedd: htcondor2.Schedd, job: classad2.ClassAd) -> dict[str, Any]:
     """The user's waiting jobs of other clusters that the schedd offers to the matchmaker before this one."""
     user, cluster, priority = classad2.quote(str(job.get("User") or "")), int(job["ClusterId"]), job.get("JobPrio") or 0
-    before = f"(JobPrio > {int(priority)} || (JobPrio == {int(priority)} && ClusterId < {cluster}))"
+    # those of the grid universe are not matched at all
+    before = (
+        f"JobUniverse =!= 9 && (JobPrio > {int(priority)} || (JobPrio == {int(priority)} && ClusterId < {cluster}))"
+    )
     ads = schedd.query(f"JobStatus == 1 && User == {user} && {before}", ["ClusterId"], limit=_AHEAD)
     return {"jobs": len(ads), "cluster": min((int(ad["ClusterId"]) for ad in ads), default=None)}
 

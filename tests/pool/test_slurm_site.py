@@ -22,7 +22,7 @@ from tests.pool.product import UID, Product
 
 pytestmark = [pytest.mark.pool, pytest.mark.usefixtures("slurm")]
 SITE = "pool-slurm"
-LIMIT_S = 120
+LIMIT_S = 300  # Slurm and the gridmanager are shared with other tests
 
 CAMPAIGN = """\
 campaign: full
