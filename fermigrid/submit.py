@@ -20,6 +20,7 @@ from pathlib import Path
 from fermigrid import __version__, backends
 from fermigrid.access import Trust, group_name, make_run_folder, team_of, trust_of
 from fermigrid.advance import Work, blocks_of
+from fermigrid.assemble import assemble_kept
 from fermigrid.backends import Handle, RenderedBatch
 from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionRefused
 from fermigrid.inherit import read_site
@@ -163,6 +164,24 @@ def _keep(assembled: Assembled, folder: RunFolder, search: Sequence[str]) -> Non
         write_table(assembled.runs, file)
     if assembled.bundle:
         folder.bundle.write_bytes(assembled.bundle.data)
+
+
+def as_submitted(assembled: Assembled, folder: RunFolder, record: CampaignRecord, tell: Tell) -> Assembled:
+    """The campaign as it was submitted, from the copies in its run folder; `tell` hears what is another now.
+
+    Site files and the image catalogue belong to many campaigns: a change of them does not stop one, nor reach it.
+    """
+    kept = assemble_kept(folder, record)
+    changed = [f"site {name}" for name, site in kept.sites.items() if assembled.sites.get(name) != site]
+    now, then, image = assembled.catalogue, kept.catalogue, kept.campaign.image
+    changed += [f"image {image}"] if now.images.get(image) != then.images.get(image) else []
+    software = (name for name in kept.campaign.software if now.software.get(name) != then.software.get(name))
+    changed += [f"software {name}" for name in software]
+    if changed:
+        what = f"{' and '.join(changed)} changed since {record.name} was submitted on {record.created}"
+        way = "For what is now: `fermigrid remove`, and submit with another --run-dir"
+        tell(f"{what}: this run folder goes on with what was then. {way}")
+    return kept
 
 
 def sites_of_blocks(assembled: Assembled, site: str | None) -> list[str]:

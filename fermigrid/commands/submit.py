@@ -111,7 +111,7 @@ def _submit(assembled: Any, site: str | None, folder: RunFolder, search: tuple[P
     from fermigrid.ledger import writing
     from fermigrid.registry import remember
     from fermigrid.standing import standing_of
-    from fermigrid.submit import begin, settle
+    from fermigrid.submit import as_submitted, begin, settle
     from fermigrid.watch import Following, advance
 
     name, hand = assembled.campaign.campaign, make_hand()
@@ -119,6 +119,7 @@ def _submit(assembled: Any, site: str | None, folder: RunFolder, search: tuple[P
         ledger = begin(assembled, folder, site, [str(path) for path in search], hand)
     with closing(ledger):
         check_team(folder.path, ledger.campaign().team)
+        assembled = as_submitted(assembled, folder, ledger.campaign(), hand.tell)
         f = Following(ledger, folder, assembled, site, hand)
         for words in remember(folder, name, os.environ):
             hand.tell(words)

@@ -6,6 +6,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from fermigrid.plan import Assembled
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import standing_of
 from fermigrid.states import Seen, State
-from fermigrid.submit import batch_id, begin, campaign_digest, prepare, rendered, settle
+from fermigrid.submit import as_submitted, batch_id, begin, campaign_digest, prepare, rendered, settle
 from fermigrid.watch import Following, Turn, advance, has_ended, look, run_of, watch_once
 from tests import stand_in
 from tests.campaigns import SITES, SMALL, TWO_STEPS, assemble, make_hand
@@ -467,3 +468,17 @@ def test_the_order_of_a_tables_columns_makes_no_other_campaign(tmp_path: Path, s
         made = first.ledger.campaign()
     with campaign(tmp_path, text, "sky,run,season\nnorth,r1,winter\n") as again:
         assert again.ledger.campaign() == made
+
+
+def test_a_changed_site_file_does_not_reach_what_is_submitted_and_that_is_told(tmp_path: Path) -> None:
+    assembled, said = assemble(tmp_path), list[str]()
+    folder = RunFolder(tmp_path / "run")
+    prepare(folder)
+    with closing(begin(assembled, folder, "local", [str(SITES)], make_hand())) as ledger:
+        record = ledger.campaign()
+    assert as_submitted(assembled, folder, record, said.append).sites == assembled.sites
+    assert said == []
+    site = assembled.sites["local"]
+    other = replace(assembled, sites={"local": site.model_copy(update={"environment": {"NEW": "value"}})})
+    assert as_submitted(other, folder, record, said.append).sites["local"] == site
+    assert len(said) == 1 and said[0].startswith("site local changed since ") and "--run-dir" in said[0]
