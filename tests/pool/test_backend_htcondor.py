@@ -427,13 +427,15 @@ def test_clauses_that_no_slot_fulfils_together_are_all_named(job_folder: Path) -
 
 def test_a_job_that_waits_for_a_busy_slot_says_so(job_folder: Path) -> None:
     big = write_batch(job_folder, "sleep 600", cpus=4, requirements='GLIDEIN_Site == "SITEF"')
-    with submitted(big) as first, submitted(write_batch(job_folder, requirements='GLIDEIN_Site == "SITEF"')) as second:
+    with submitted(big) as first:
         wait_until_seen(first, Seen.STARTED)
+        with submitted(write_batch(job_folder, requirements='GLIDEIN_Site == "SITEF"')) as second:
 
-        def busy() -> bool:
-            return f"1 of {slots()} slots could run it, none has room now: they are busy" in backend.explain(second, 0)
+            def busy() -> bool:
+                told = f"1 of {slots()} slots could run it, none has room now: they are busy"
+                return told in backend.explain(second, 0)
 
-        wait_for(busy, "explained as waiting for a busy slot")
+            wait_for(busy, "explained as waiting for a busy slot")
 
 
 def test_jobs_that_nothing_can_run_are_named_to_the_one_that_waits_behind_them(job_folder: Path) -> None:

@@ -268,7 +268,8 @@ output: {kind: transfer}
     assert "removed: 3 jobs" in product.run("remove", "one").stdout
     assert json.loads(product.run("status", "one", "--json").stdout)["states"]["removed"] == 3
     product.run("status", "one", "--check", code=1)
-    assert product.run("watch", "one", code=1).stdout == "one: 3 jobs, 3 removed\n"
+    told = product.run("watch", "one", code=1).stdout
+    assert told == "one: 3 jobs, 3 removed\nit was removed: nothing more of it is sent\n"
 
 
 def test_the_same_plan_whoever_renders_it(product: Product) -> None:

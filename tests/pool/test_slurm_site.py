@@ -6,6 +6,7 @@ shown by test_grid_engines.py.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -105,8 +106,9 @@ def in_slurm(product: Product, name: str) -> dict[str, str]:
 
 def state(product: Product, name: str) -> str:
     """The state of the campaign's one job, as status has it."""
-    words = product.run("status", name).stdout.splitlines()[-1]
-    return words.rpartition(" ")[2]
+    states = json.loads(product.run("status", name, "--json").stdout)["states"]
+    (one,) = (state for state, jobs in states.items() if jobs)
+    return str(one)
 
 
 def wait_for(product: Product, name: str, wanted: str, limit_s: float = LIMIT_S) -> None:
