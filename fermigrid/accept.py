@@ -26,6 +26,7 @@ from fermigrid.report import TAIL_BYTES, NoReport, Output, Report, outputs_of, p
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import State
 from fermigrid.submit import rendered
+from fermigrid.units import show_count
 
 CHUNK = 500  # jobs judged in one transaction
 
@@ -174,7 +175,7 @@ def _fault_of_output(output: Output, folder: Path) -> str:
         if error.errno == errno.EINVAL:
             return f"did not come back: {error.strerror}"
         raise
-    return "" if size == output.bytes else f"came back with {size} bytes instead of {output.bytes}"
+    return "" if size == output.bytes else f"came back with {show_count(size, 'byte')} instead of {output.bytes}"
 
 
 def _pack(folder: RunFolder, logs: Sequence[tuple[JobRecord, Path]]) -> None:

@@ -48,21 +48,51 @@ def work_needed(
     `sites[i]` is the site of block *i*; `known` has an entry (block, step) for each batch that the ledger has. A step
     waits until all batches of the steps before it have ended, and then does the runs that are complete in them.
     """
-    for index, site in enumerate(sites):
-        block, part = block_name(index), tuple(runs[index * campaign.block : (index + 1) * campaign.block])
-        lost: dict[str, frozenset[str]] = {}  # step -> runs that are not complete in it or in what it waited for
+    for block, site in zip(_blocks(campaign, runs), sites, strict=True):
+        lost = _lost_before(campaign, block.name, known)
         for name, step in campaign.steps.items():
-            incomplete = frozenset[str]().union(*(lost[other] for other in step.after))
-            progress = known.get((block, name))
-            lost[name] = incomplete | (progress.incomplete if progress else frozenset())
-            if progress:
+            if (block.name, name) in known:
                 continue
-            before = [known.get((block, other)) for other in step.after if count_jobs(campaign.steps[other], part)]
+            steps = [other for other in step.after if count_jobs(campaign.steps[other], block.runs)]
+            before = [known.get((block.name, other)) for other in steps]
             if not all(progress and progress.ended for progress in before):
                 continue
-            ready = tuple(run for run in part if run.name not in incomplete)
+            ready = tuple(run for run in block.runs if run.name not in lost[name])
             if count_jobs(step, ready):
-                yield Work(block, name, site, 0, ready)
+                yield Work(block.name, name, site, 0, ready)
+
+
+def count_blocked(campaign: Campaign, runs: Sequence[Run], known: Mapping[tuple[str, str], Progress]) -> int:
+    """The jobs that are never sent, because their runs are not complete in what their step comes after."""
+    count = 0
+    for block in _blocks(campaign, runs):
+        for name, lost in _lost_before(campaign, block.name, known).items():
+            if lost:
+                count += count_jobs(campaign.steps[name], [run for run in block.runs if run.name in lost])
+    return count
+
+
+@dataclass(frozen=True)
+class _Block:
+    name: str
+    runs: tuple[Run, ...]
+
+
+def _blocks(campaign: Campaign, runs: Sequence[Run]) -> Iterator[_Block]:
+    for index in range(blocks_of(campaign, runs)):
+        yield _Block(block_name(index), tuple(runs[index * campaign.block : (index + 1) * campaign.block]))
+
+
+def _lost_before(
+    campaign: Campaign, block: str, known: Mapping[tuple[str, str], Progress]
+) -> dict[str, frozenset[str]]:
+    """Step -> runs that are not complete in what it comes after, or in what that came after."""
+    before, lost = dict[str, frozenset[str]](), dict[str, frozenset[str]]()
+    for name, step in campaign.steps.items():
+        before[name] = frozenset[str]().union(*(lost[other] for other in step.after))
+        progress = known.get((block, name))
+        lost[name] = before[name] | (progress.incomplete if progress else frozenset())
+    return before
 
 
 def all_work(campaign: Campaign, runs: Sequence[Run], sites: Sequence[str]) -> Iterator[Work]:

@@ -14,6 +14,7 @@ from fermigrid.check_site import names_in_scratch, why_not_carried
 from fermigrid.config import Key, Place, nearest
 from fermigrid.errors import Problem
 from fermigrid.image import Image, is_at_least
+from fermigrid.inherit import ways_to_answer
 from fermigrid.plan import Assembled, image_paths, shares
 from fermigrid.runs import Run
 from fermigrid.secret import Secret
@@ -258,9 +259,9 @@ def _secrets(a: Assembled, site: Site, name: str, step: Step) -> Iterator[Proble
 
 def _unanswered(a: Assembled, key: Key, site: str, questions: Sequence[Problem]) -> Iterator[Problem]:
     """A secret that the site's file does not describe to the end."""
-    own = f"`fermigrid site new {site} --extends {site}` begins a file of your own for the answer"
     for one in questions:
-        yield a.source.problem(key, f"{one.key} of site {site!r}: {one.message} ({one.file}:{one.line}); {own}")
+        way = " ".join(ways_to_answer(site, a.site_sources[site].file, [one]))
+        yield a.source.problem(key, f"{one.key} of site {site!r}: {one.message} ({one.file}:{one.line}). {way}")
 
 
 def _claim_places(name: str, secret: Secret, taken: dict[str, str]) -> Iterator[str]:

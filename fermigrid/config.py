@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from fermigrid.credential import hidden
 from fermigrid.errors import ConfigError, Problem
+from fermigrid.yaml_words import in_words
 
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -38,6 +39,10 @@ _PLAIN = {  # pydantic's error types, in the words of the person who wrote the f
 _FORBIDDEN = {"\0": "NUL", "\r": "a carriage return", "\n": "a line break"}
 _ASK = "!ask"
 _STANDARD = "tag:yaml.org,2002:"
+_STANDARD_TAGS = frozenset(  # what plain values are taken for, and what a person may call them
+    f"{_STANDARD}{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge", "value")
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -45,6 +50,14 @@ class Model(BaseModel):
     """The base of all models of files: no unknown keys, no change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Clash(ValueError):
+    """What one key of a mapping says does not go with what another says, which may stand in another file."""
+
+    def __init__(self, key: str, other: str, why: str) -> None:
+        self.key, self.other = key, other
+        super().__init__(why)
 
 
 class Place(NamedTuple):
@@ -90,6 +103,13 @@ class Source:
         """A problem at `key`, or at the nearest parent that was written."""
         return Problem(*self.place(key), show_key(key), message)
 
+    def clash(self, key: Key, other: Key, message: str) -> Problem:
+        """A problem of two values: at the one that this file has, saying where the other stands."""
+        if other in self.places and self.place(key).file != self.file:
+            key, other = other, key
+        where = f". {show_key(other)} is at {self.place(other)}" if other in self.places else ""
+        return self.problem(key, message + where)
+
 
 def show_key(key: Key) -> str:
     """`('steps', 'clump', 'command', 2)` -> `steps.clump.command[2]`."""
@@ -119,7 +139,7 @@ class _Builder:
         if self.left < 0:
             text = "aliases (*name) make the file enormous: write its values out"
             raise ConfigError([self.source.problem(key[:1], text)])
-        if node.tag != "!" and not node.tag.startswith(_STANDARD):
+        if node.tag != "!" and node.tag not in _STANDARD_TAGS:
             return self._tagged(node, key)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
@@ -178,8 +198,8 @@ def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Source]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ConfigError([Problem(file, line, "", f"not YAML: {error.problem}")]) from error
+        line, what = in_words(error)
+        raise ConfigError([Problem(file, line, "", f"not YAML: {what}")]) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         what = f"not YAML: the character {chr(int(error.character))!r} may not be written; remove it"
@@ -189,7 +209,8 @@ def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Source]:
     except RecursionError as error:
         raise ConfigError([Problem(file, 0, "", "nested too deeply")]) from error
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError([Problem(file, 1, "", "must be keys with values (key: value)")])
+        empty = "has nothing in it; it " if node is None else ""
+        raise ConfigError([Problem(file, 1, "", f"{empty}must be keys with values (key: value)")])
     builder = _Builder(file, len(text) + 1000)  # without aliases no file has more values than characters
     try:
         data = builder.build(node, ())
@@ -265,7 +286,9 @@ def _explain(model: type[BaseModel], details: ErrorDetails, source: Source) -> P
     kind, value = details["type"], details["input"]
     context = details.get("ctx", {})
     if kind in _PLAIN:
-        return source.problem(key, f"{_show(value)} {_PLAIN[kind]}")
+        braces = kind == "string_type" and isinstance(value, dict) and not any(value.values())
+        quotes = "; one that begins with '{' needs quotes" if braces else ""
+        return source.problem(key, f"{_show(value)} {_PLAIN[kind]}{quotes}")
     if kind == "missing":
         return source.problem(key, "is required")
     if kind == "extra_forbidden":
@@ -273,8 +296,11 @@ def _explain(model: type[BaseModel], details: ErrorDetails, source: Source) -> P
     if kind in ("literal_error", "enum"):
         allowed = str(context["expected"])
         words = allowed.replace("'", "").replace(" or ", ", ").split(", ")
-        return source.problem(key, f"{value!r} is not allowed{nearest(str(value), words)} Allowed: {allowed}")
-    why = str(context["error"]) if kind == "value_error" else details["msg"].replace("Input should", "must")
+        return source.problem(key, f"{_show(value)} is not allowed{nearest(str(value), words)} Allowed: {allowed}")
+    error = context.get("error")
+    if isinstance(error, Clash):
+        return source.clash((*key, error.key), (*key, error.other), str(error))
+    why = str(error) if kind == "value_error" else details["msg"].replace("Input should", "must")
     shown = "" if isinstance(value, dict) else f"{_show(value)}: "
     return source.problem(key, shown + why)
 

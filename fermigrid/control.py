@@ -29,7 +29,7 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
         f.ledger.stop(f.hand.now(), f.hand.who)
     wanted: dict[str, list[int] | None] = {}
     batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}
-    counts = {standing.batch.id: standing.counts for standing in standing_of(f.ledger).batches}
+    counts = {standing.batch.id: standing.counts for standing in standing_of(f).batches}
     total = 0
     if jobs:
         by_batch: dict[str, list[int]] = defaultdict(list)

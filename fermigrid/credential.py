@@ -21,11 +21,12 @@ _NAME = re.compile(
     r"|AUTHORIZATION|BEARER|API_?KEY|(?:PRIVATE|SECRET|ACCESS)_?KEY)(?:\Z|_)",
     re.IGNORECASE,
 )
+_SIGNED = "a URL with a token or a signature"
 _TOLD = {  # what it is -> how it is known, anywhere
     "a private key or certificate": re.compile(r"-----BEGIN [A-Z0-9 ]+-----"),
     "a signed token": re.compile(r"\beyJ[\w-]{4,}\.[\w-]{4,}\."),
     "a URL with a password": re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*:[^\s/@]+@"),
-    "a URL with a token or a signature": re.compile(
+    _SIGNED: re.compile(
         r"://[^\s?]*\?(?:[^\s#]*&)?(?:authz|access_token|token|bearer|passw(?:or)?d|sig|signature|apikey|api_key"
         r"|x-(?:amz|goog)-(?:signature|security-token))=[^\s&{]",
         re.IGNORECASE,
@@ -46,6 +47,12 @@ _ABOUT = re.compile(  # names of what is said about a secret
 _FILES = re.compile(
     r"(?:\A|/)(?:cwallet\.sso|ewallet\.p12|\.netrc|\.pgpass|\.my\.cnf|id_(?:rsa|dsa|ecdsa|ed25519)|userkey\.pem"
     r"|x509up_u\d+|[^/]*\.(?:keytab|kdbx|p12|pfx))\Z"
+)
+_TO_FETCH = (
+    "whoever reads it can fetch the file, and it is copied into plans, the run folder, logs and reports. With root://, "
+    "name the file without it and let the step ask for a secret that opens it (secrets: [name]). Else put the line "
+    "`url = ...` into a file of its own, name that under secrets: in the site file (point: {CURL_URLS: file}), and let "
+    'the step ask for it and begin with `curl -K "$CURL_URLS"`'
 )
 _WAY_OUT = (
     "what is written here is copied into plans, the run folder and command lines. Put it into a file of its own, "
@@ -109,12 +116,13 @@ def find_credentials(a: Assembled) -> Iterator[Problem]:
         for index, why in what_is_said(step.command):
             yield source.problem((*here, "command", index), f"looks like a secret: {why}; {_WAY_OUT}")
         places = {local: " ".join(urls) for local, urls in step.inputs.items()}
-        yield from _texts(source, (*here, "inputs"), places)
+        yield from _texts(source, (*here, "inputs"), places, _TO_FETCH)
         yield from _texts(source, (*here, "outputs"), step.outputs)
     for run in a.runs:
         for column, text in (run.columns or {}).items():
             if ("://" in text or "-----" in text or "eyJ" in text) and (what := what_is_told(text)):
-                yield source.problem(("runs",), f"column {column!r} of run {run.name} has {what}: {_WAY_OUT}")
+                way = _TO_FETCH if what == _SIGNED else _WAY_OUT
+                yield source.problem(("runs",), f"column {column!r} of run {run.name} has {what}: {way}")
                 return
     for name in sorted(a.bundle.names if a.bundle else ()):
         if _FILES.search(name):
@@ -147,11 +155,11 @@ def _variables(source: Source, key: Key, values: Mapping[str, str]) -> Iterator[
             yield source.problem((*key, name), f"looks like a secret: {why}; {_WAY_OUT}")
 
 
-def _texts(source: Source, key: Key, texts: Mapping[str, str]) -> Iterator[Problem]:
+def _texts(source: Source, key: Key, texts: Mapping[str, str], to_fetch: str = _WAY_OUT) -> Iterator[Problem]:
     for name, text in texts.items():
-        yield from _text(source, (*key, name), text)
+        yield from _text(source, (*key, name), text, to_fetch)
 
 
-def _text(source: Source, key: Key, text: str) -> Iterator[Problem]:
+def _text(source: Source, key: Key, text: str, to_fetch: str = _WAY_OUT) -> Iterator[Problem]:
     if what := what_is_told(text):
-        yield source.problem(key, f"has {what} in it: {_WAY_OUT}")
+        yield source.problem(key, f"has {what} in it: {to_fetch if what == _SIGNED else _WAY_OUT}")

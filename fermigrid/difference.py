@@ -14,10 +14,10 @@ from itertools import zip_longest
 from typing import NamedTuple
 from zlib import crc32
 
-Fields = Sequence[tuple[str, str]]
+from fermigrid.plan_words import Fields, line_in_words, settings_in_words
 
 SAID = frozenset({"campaign", "step", "site", "block", "generation", "code.sha256"})
-SAID_LINES = re.compile(r"batch_name|\+Fermigrid(?:Campaign|Step|Site|Block|Generation|ImageDigest)")
+SAID_LINES = re.compile(r"batch_name|request_cpus|\+Fermigrid(?:Campaign|Step|Site|Block|Generation|ImageDigest)")
 SHOWN = 10  # jobs and members of the bundle that are named; more are counted
 AHEAD = 200_000  # jobs that wait for their counterpart, some 40 MB
 
@@ -47,7 +47,7 @@ class PlanText:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that differs: where (`header`, `job.env`, ...), which, and how it was and is; None: it is not there."""
+    """One thing that differs: where (`header`, `settings`, ...), which, how it was and is; None: it is not there."""
 
     part: str
     what: str
@@ -85,9 +85,18 @@ class Jobs:
 
 
 def compare_plans(before: PlanText, after: PlanText) -> list[Change]:
-    """What differs but for the jobs, in the order in which a person looks."""
+    """What differs but for the jobs, in the order in which a person looks.
+
+    Under `settings` in the words of campaigns and sites; under `submit file` the lines that have no such words.
+    """
     found = list(_of_mappings("header", before.header, after.header))
-    found += _of_fields("job.env", _unsaid(before.settings), _unsaid(after.settings))
+    if bool(before.lines) != bool(after.lines):
+        found.append(
+            Change("settings", "backend", *("htcondor" if plan.lines else "local" for plan in (before, after)))
+        )
+        found += _of_fields("settings", *(list(_unsaid(plan.settings)) for plan in (before, after)))
+    else:
+        found += _of_fields("settings", *map(_settings, (before, after)))
     found += _of_lines("submit file", before.lines, after.lines)
     found += _of_mappings("code", before.code, after.code)
     found += _of_mappings("files", before.others, after.others)
@@ -96,9 +105,16 @@ def compare_plans(before: PlanText, after: PlanText) -> list[Change]:
     return found
 
 
-def _unsaid(settings: Fields) -> Fields:
-    """Without what the header and the code tell."""
-    return [(key, value) for key, value in settings if key not in SAID]
+def _settings(plan: PlanText) -> Fields:
+    """job.env and the submit file in words; what both say, once."""
+    fields = list(_unsaid(plan.settings))
+    lines = (pair for line in plan.lines for pair in line_in_words(*_split(line)))
+    return [*fields, *(pair for pair in lines if pair not in fields)]
+
+
+def _unsaid(settings: Fields) -> Iterator[tuple[str, str]]:
+    """In words, without what the header and the code tell."""
+    yield from settings_in_words([(key, value) for key, value in settings if key not in SAID])
 
 
 def _of_mappings(part: str, before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[Change]:
@@ -112,7 +128,7 @@ def _text(mapping: Mapping[str, object], name: str) -> str | None:
 
 
 def _of_fields(part: str, before: Fields, after: Fields) -> Iterator[Change]:
-    """By key. A key that repeats is a list; one that belongs to a head (`bind.to` of `bind=/sdf`) carries it."""
+    """By key. A key that repeats is a list."""
     old, new = _by_key(before), _by_key(after)
     for key in dict.fromkeys((*old, *new)):
         gone = [value for value in old.get(key, ()) if value not in new.get(key, ())]
@@ -123,29 +139,23 @@ def _of_fields(part: str, before: Fields, after: Fields) -> Iterator[Change]:
             yield Change(part, key, was, now)
 
 
-HEADS = ("bind", "software", "secret", "in", "out")
-
-
 def _by_key(fields: Fields) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    heads: dict[str, str] = {}
     for key, value in fields:
-        head, _, rest = key.partition(".")
-        if head in HEADS and not rest:
-            heads[head] = value
-        if head in ("env", "software", "secret") and (key == "env" or rest in ("env", "point", "set")):
-            name, _, value = value.partition("=")
-            key = f"{key} {name}"
-        elif rest and head in heads:
-            key = f"{head} {heads[head]}: {rest}"
         found.setdefault(key, []).append(value)
     return found
 
 
 def _of_lines(part: str, before: Sequence[str], after: Sequence[str]) -> Iterator[Change]:
-    """Of a submit file: `name = value`; other lines are compared as they are."""
+    """Of a submit file: `name = value`, but for what the settings tell; other lines are compared as they are."""
     old, new = dict(map(_split, before)), dict(map(_split, after))
-    yield from (change for change in _of_mappings(part, old, new) if not SAID_LINES.fullmatch(change.what))
+    for change in _of_mappings(part, old, new):
+        was, now = (
+            [] if value is None else line_in_words(change.what, value) for value in (change.before, change.after)
+        )
+        is_told = was != now and bool(before and after)
+        if not is_told and not SAID_LINES.fullmatch(change.what):
+            yield change
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -206,7 +216,7 @@ def _meet(
         found.count("changed", job.name)
         if not found.fields and job.name in kept:
             rows = (job.row, kept[job.name]) if is_old else (kept[job.name], job.row)
-            found.fields = list(_of_fields(f"job {job.name}", *map(_fields, rows)))
+            found.fields = list(_of_fields(f"job {job.name}", *(list(settings_in_words(_fields(row))) for row in rows)))
     if other is not None:
         kept.pop(job.name, None)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MOST_SHOWN = 100  # problems of a file, to a person; whoever has more has another kind of file
+
 
 class FermigridError(Exception):
     """Something a person can understand and act on; `str()` is the message, `hint` the next thing to do."""
@@ -41,7 +43,9 @@ class ConfigError(FermigridError):
 
     def __init__(self, problems: Sequence[Problem], hint: str = "") -> None:
         self.problems = tuple(sorted(problems))
-        super().__init__("\n".join(str(p) for p in self.problems), hint)
+        more = len(self.problems) - MOST_SHOWN
+        lines = [*map(str, self.problems[:MOST_SHOWN]), *([f"... and {more} more"] if more > 0 else [])]
+        super().__init__("\n".join(lines), hint)
 
 
 class Unrepresentable(FermigridError):
@@ -95,7 +99,7 @@ class SubmissionDoubt(FermigridError):
 
 
 class NotFound(FermigridError):
-    """No such campaign, job, site or image."""
+    """No such campaign, job, site or image, or folder of site files."""
 
     exit_code = 19
 

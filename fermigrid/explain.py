@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fermigrid import backends
+from fermigrid.config import Place
 from fermigrid.errors import BackendUnavailable
 from fermigrid.find_job import Found
-from fermigrid.ledger import Ledger
-from fermigrid.runfolder import RunFolder
+from fermigrid.records import BatchRecord
 from fermigrid.states import State
 from fermigrid.submit import handle_of
+from fermigrid.watch import Following
+
+_KEY = re.compile(r"\(((?:htcondor|resources)(?:\.[a-z_]+)+)\)")  # as a backend's sentences name it
 
 
-def explain_job(ledger: Ledger, folder: RunFolder, found: Found) -> Iterator[str]:
-    """Sentences, the most telling first."""
+def explain_job(f: Following, found: Found) -> Iterator[str]:
+    """Sentences, the most telling first; keys of the site and the campaign with file and line."""
+    for sentence in _explain(f, found):
+        yield _KEY.sub(lambda key: f"({key[1]}, {_place(f, found.batch, key[1])})", sentence)
+
+
+def _place(f: Following, batch: BatchRecord, key: str) -> Place:
+    """Where a key stands that decides about a batch: in the person's own file, if that is still what was submitted."""
+    part, *rest = key.split(".")
+    if part == "resources":
+        return f.assembled.source.place(("steps", batch.step, part, *rest))
+    place = f.assembled.site_sources[batch.site].place((part, *rest))
+    kept = Path(place.file)
+    if kept.parent.parent == f.folder.sites:
+        origin = Path(f.ledger.campaign().search[int(kept.parent.name)], kept.name)
+        with suppress(OSError):
+            if origin.read_bytes() == kept.read_bytes():
+                return Place(str(origin), place.line)
+    return place
+
+
+def _explain(f: Following, found: Found) -> Iterator[str]:
     record, batch = found.record, found.batch
-    attempts = ledger.attempts(record.name)
+    backend, attempts = backends.load(batch.backend), f.ledger.attempts(record.name)
     if batch.submitted is None:
         yield "nobody knows yet whether its batch landed: fermigrid watch settles it"
         return
@@ -27,11 +53,13 @@ def explain_job(ledger: Ledger, folder: RunFolder, found: Found) -> Iterator[str
         return
     if record.state in (State.FAILED, State.REMOVED) and record.reason:
         yield record.reason
+        if record.state is State.REMOVED:
+            yield from backend.explain_removal(record.reason, record.code)
     if record.state is State.UNKNOWN:
         yield f"the batch system does not know it any more: {record.reason or 'no reason given'}"
     if not record.state.final or (record.state is State.FAILED and not attempts):
         try:
-            yield from backends.load(batch.backend).explain(handle_of(folder, batch), found.index)
+            yield from backend.explain(handle_of(f.folder, batch), found.index)
         except BackendUnavailable as error:
             yield f"the batch system cannot be asked: {error}"
     if record.starts > 1:

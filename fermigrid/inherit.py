@@ -8,6 +8,7 @@ secret of another `kind` takes the other's place as a whole.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from fermigrid.config import Ask, Key, Source, nearest, open_questions, parse_yaml, read_text
 from fermigrid.errors import ConfigError, NotFound, Problem
+from fermigrid.resources import shipped
 
 _NAME = re.compile(r"[^./\0][^/\0]{0,99}\Z")
 _OWN = ("site", "extends")  # what a file says of itself: never inherited
@@ -69,11 +71,7 @@ class SiteText:
     @property
     def way_out(self) -> str:
         """What to do about open questions."""
-        return (
-            "Put each answer in the place of its !ask; what is shipped you extend instead: "
-            f"`fermigrid site new {self.name} --extends {self.name}`\n"
-            f"begins a {self.name}.yaml of your own, in a folder of --sites or FERMIGRID_SITES."
-        )
+        return "\n".join(ways_to_answer(self.name, self.source.file, self.open_problems()))
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class _Layer:
 
 def site_names(folders: Sequence[Path]) -> list[str]:
     """The names of all sites that can be found."""
-    found = {path.stem for folder in folders for path in folder.glob("[!.]*.yaml") if path.is_file()}
+    found = {path.stem for folder in folders for path in folder.glob("[!.]*.yaml")}
     return sorted(found - {"images"})
 
 
@@ -97,7 +95,7 @@ def read_site(name: str, folders: Sequence[Path]) -> SiteText:
     found = next(_files(name, folders), None)
     if found is None:
         known = site_names(folders)
-        raise NotFound(f"no site {name!r}{nearest(name, known)}", f"Known sites: {', '.join(known) or 'none'}")
+        raise NotFound(_no_site(name, known), f"Known sites: {', '.join(known) or 'none'}")
     layers = [_read_layer(*found)]
     while isinstance(parent := layers[-1].data.get("extends"), str):
         layers.append(_read_parent(parent, layers, folders))
@@ -113,12 +111,32 @@ def _files(name: str, folders: Sequence[Path]) -> Iterator[tuple[int, Path]]:
     if name != "images" and _NAME.match(name):
         for position, folder in enumerate(folders):
             path = folder / f"{name}.yaml"
-            try:
-                is_there = path.is_file()
-            except OSError as error:
-                raise ConfigError([Problem(str(folder), 0, "", f"cannot be searched: {error.strerror}")]) from error
-            if is_there:
+            if is_there(path):
                 yield position, path
+
+
+def is_there(path: Path) -> bool:
+    """Is there a file? Raises ConfigError for what is none: without a word one of a later folder would be used."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise ConfigError([Problem(str(path), 0, "", "is a link to a file that is not there")]) from error
+        return False
+    except OSError as error:
+        raise ConfigError([Problem(str(path), 0, "", f"cannot be read: {error.strerror}")]) from error
+    if not stat.S_ISREG(mode):
+        what = "is a folder, not a file" if stat.S_ISDIR(mode) else "is no plain file"
+        raise ConfigError([Problem(str(path), 0, "", f"{what}: a file is wanted here, or nothing of that name")])
+    return True
+
+
+def _no_site(name: str, known: Sequence[str]) -> str:
+    """That there is none of that name, up to the end of the sentence."""
+    stem = Path(name).stem if name.endswith((".yaml", ".yml")) or "/" in name else name
+    if stem != name:
+        return f"no site {name!r}: give its name, {stem!r}, and its folder with --sites or FERMIGRID_SITES."
+    return f"no site {name!r}{nearest(name, known)}"
 
 
 def _read_layer(position: int, path: Path) -> _Layer:
@@ -131,7 +149,7 @@ def _read_parent(name: str, layers: Sequence[_Layer], folders: Sequence[Path]) -
     position, path = _find_parent(name, layers, folders)
     if any(layer.path.samefile(path) for layer in layers):
         chain = " -> ".join([*(layer.path.stem for layer in layers), name])
-        raise _refused(child, f"the sites extend each other, round and round: {chain}")
+        raise _refused(child, f"the sites extend each other, round and round: {chain}. Take one `extends` out")
     try:
         with path.open("rb") as file:
             file.read(1)
@@ -148,10 +166,33 @@ def _find_parent(name: str, layers: Sequence[_Layer], folders: Sequence[Path]) -
         if not itself or (position > child.position and not path.samefile(child.path)):
             return position, path
     if itself:
-        text = f"{name!r} is this site itself; it means the {name!r} of a later folder, and there is none"
+        text = f"{name!r} is this site itself; it means the {name!r} of a later folder, and there is none."
+        text += " Take the line out, or name another site"
         raise _refused(child, text)
     known = sorted({*site_names(folders)} - {child.path.stem})
-    raise _refused(child, f"no site {name!r}{nearest(name, known)} Known sites: {', '.join(known) or 'none'}")
+    raise _refused(child, f"{_no_site(name, known)} Known sites: {', '.join(known) or 'none'}")
+
+
+def ways_to_answer(name: str, file: str, asked: Sequence[Problem]) -> list[str]:
+    """What to do about open questions of the site `name` with its `file`: one's own are answered where they stand,
+    those of what is shipped in a file over it."""
+    lines: dict[str, list[int]] = {}
+    for problem in asked:
+        lines.setdefault(problem.file, []).append(problem.line)
+    own = [f"{each}:{', '.join(map(str, sorted({*at})))}" for each, at in lines.items() if not _is_shipped(each)]
+    said = [f"Answer these in {' and '.join(own)}: put each answer in the place of its !ask."] if own else []
+    if len(own) < len(lines) and _is_shipped(file):
+        said += [
+            "Those of a shipped file you answer in one of your own, in a folder of --sites or FERMIGRID_SITES:",
+            f"`fermigrid site new {name} --extends {name}` begins it.",
+        ]
+    elif len(own) < len(lines):
+        said.append(f"Those of a shipped file: write their keys with your answers into {file}.")
+    return said
+
+
+def _is_shipped(file: str) -> bool:
+    return Path(file).parent == shipped("sites")
 
 
 def _refused(child: _Layer, text: str) -> ConfigError:

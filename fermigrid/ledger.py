@@ -174,6 +174,11 @@ class Ledger:
         where = "WHERE state = ? AND (batch, idx) > (?, ?) ORDER BY batch, idx LIMIT ?"
         return self._jobs(where, (state, *after, limit))
 
+    def holds(self) -> list[tuple[str, int, str]]:
+        """Why jobs are held now: (reason, number of jobs, the first of them)."""
+        query = "SELECT reason, count(*), min(name) FROM job WHERE state = 'held' GROUP BY reason ORDER BY min(name)"
+        return [(reason, count, first) for reason, count, first in self._rows(query)]
+
     def jobs_not_done(self, batch: str) -> list[JobRecord]:
         """The jobs of a batch that have a row and are not done."""
         return self._jobs("WHERE batch = ? AND state <> 'done' ORDER BY idx", (batch,))

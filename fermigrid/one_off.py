@@ -21,6 +21,7 @@ def describe(
     jobs: int,
     code: Sequence[str],
     software: Sequence[str],
+    secrets: Sequence[str],
     outputs: Sequence[str],
     cpus: int | None,
     memory: str | None,
@@ -42,6 +43,7 @@ def describe(
     resources = {"cpus": cpus, "memory": memory, "disk": disk, "walltime": walltime}
     step: dict[str, Any] = {
         "command": [_literal(word) for word in (program, *words[1:])],
+        "secrets": list(secrets),
         "resources": {key: str(value) for key, value in resources.items() if value is not None},
     }
     if outputs:

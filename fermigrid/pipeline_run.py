@@ -265,10 +265,11 @@ def _save_environment(folder: JobFolder, order: Order) -> None:
 def _send(f: Following) -> str:
     """Send the job unless it was sent; returns its cluster."""
     try:
-        settle(f.ledger, f.folder, f.hand)
+        settle(f.ledger, f.folder, f.assembled, f.hand)
         advance(f)
     except SubmissionDoubt:
-        settle(f.ledger, f.folder, f.hand)
+        settle(f.ledger, f.folder, f.assembled, f.hand)
+        advance(f)
     batch = next(iter(f.ledger.batches()), None)
     if batch is None:
         raise RunFolderError(

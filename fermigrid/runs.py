@@ -14,6 +14,7 @@ from typing import TextIO
 from fermigrid.campaign import Runs
 from fermigrid.config import Source, read_text
 from fermigrid.errors import ConfigError, Problem
+from fermigrid.units import show_count
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}\Z")
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -97,7 +98,7 @@ def _parse_row(
         problems.append(Problem(here.file, here.line, key, message))
 
     if len(row) != len(header):
-        wrong("", f"has {len(row)} values for {len(header)} columns")
+        wrong("", f"has {show_count(len(row), 'value')} for {show_count(len(header), 'column')}")
         return Run("")
     values = dict(zip(header, (cell.strip() for cell in row), strict=True))
     name = values.pop("run")

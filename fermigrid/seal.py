@@ -12,14 +12,14 @@ import re
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import algorithms
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
@@ -108,7 +108,29 @@ def seal(name: str, source: Path, to: Recipients, signer: Signer, *, since: date
         wrap = wrap.add_recipient(certificate)
     recipients = tuple(subject_of(certificate) for _, certificate in to)
     envelope = wrap.encrypt(serialization.Encoding.DER, binary)
-    return Sealed(name, since, until, recipients, subject_of(signer.certificate), envelope)
+    bare_file = Sealed(name, since, until, recipients, subject_of(signer.certificate), envelope)
+    return replace(bare_file, signature=_sign(signer.key, bare_file.signed))
+
+
+def _sign(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+    return key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+
+def is_signed(sealed: Sealed, certificate: x509.Certificate) -> bool:
+    """Are header and envelope of a sealed file as the holder of this certificate's key signed them?"""
+    key = certificate.public_key()
+    try:
+        if isinstance(key, rsa.RSAPublicKey):
+            key.verify(sealed.signature, sealed.signed, padding.PKCS1v15(), hashes.SHA256())
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(sealed.signature, sealed.signed, ec.ECDSA(hashes.SHA256()))
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _check_people(to: Recipients, signer: Signer, since: datetime, until: datetime) -> None:

@@ -1,7 +1,8 @@
 """Sealed secrets as files: what anybody may read of one, and what a plan carries. Pure; `seal.py` makes them.
 
-A sealed file is text: lines of a header for people and for `secret check`, then the envelope as PEM. Nothing trusts the
-header: the worker goes by the name and the dates that are signed, inside. Docs: docs/how-to/secrets.md.
+A sealed file is text: lines of a header for people and for `secret check`, then the envelope as PEM, then the signature
+of both, by who sealed it. The worker goes by the name and the dates that are signed inside, which a site's key shows.
+Docs: docs/how-to/secrets-and-xrootd.md.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from datetime import UTC, datetime
 FORMAT = "fermigrid sealed secret, format 1"
 SEAL = ".fermigrid-seal"  # the first member of the tar file that is sealed
 MOST_BYTES = 16 * 2**20  # of content: the worker refuses more
-_BEGIN, _END = "-----BEGIN CMS-----", "-----END CMS-----"
-_TEXT = re.compile(rf"{re.escape(FORMAT)}\n((?:[a-z ]+: [^\n]*\n)+)\n{_BEGIN}\n([A-Za-z0-9+/=\n]+){_END}\n")
+_BLOCK = r"-----BEGIN {0}-----\n([A-Za-z0-9+/=\n]+)-----END {0}-----\n"
+_TEXT = re.compile(
+    rf"{re.escape(FORMAT)}\n((?:[a-z ]+: [^\n]*\n)+)\n{_BLOCK.format('CMS')}{_BLOCK.format('SIGNATURE')}"
+)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """A sealed secret: its envelope (DER), and what its header says. Times are UTC."""
+    """A sealed secret: its envelope (DER), what its header says, and the signature of both. Times are UTC."""
 
     name: str
     since: datetime
@@ -33,6 +36,12 @@ class Sealed:
     recipients: tuple[str, ...]
     signer: str
     envelope: bytes
+    signature: bytes = b""
+
+    @property
+    def signed(self) -> bytes:
+        """What the signature is of: the header, and the digest of the envelope."""
+        return f"{_header(self)}{self.sha256}\n".encode()
 
     @property
     def sha256(self) -> str:
@@ -55,11 +64,19 @@ class SealedFiles:
 
 def write_text(sealed: Sealed) -> str:
     """The file of a sealed secret."""
+    return f"{_header(sealed)}\n{_block('CMS', sealed.envelope)}{_block('SIGNATURE', sealed.signature)}"
+
+
+def _header(sealed: Sealed) -> str:
     lines = [FORMAT, f"name: {sealed.name}"]
     lines += [f"from: {sealed.since.strftime(_TIME)}", f"until: {sealed.until.strftime(_TIME)}"]
     lines += [f"for: {recipient}" for recipient in sealed.recipients]
-    lines += [f"signed by: {sealed.signer}", "", _BEGIN]
-    return "\n".join([*lines, *textwrap.wrap(base64.b64encode(sealed.envelope).decode(), 64), _END]) + "\n"
+    return "".join(f"{line}\n" for line in (*lines, f"signed by: {sealed.signer}"))
+
+
+def _block(what: str, data: bytes) -> str:
+    lines = textwrap.wrap(base64.b64encode(data).decode(), 64)
+    return "\n".join([f"-----BEGIN {what}-----", *lines, f"-----END {what}-----"]) + "\n"
 
 
 def parse_text(text: str) -> Sealed:
@@ -69,10 +86,11 @@ def parse_text(text: str) -> Sealed:
         raise ValueError("it was not made by `fermigrid secret seal`, or is damaged")
     fields = [line.split(": ", 1) for line in match[1].splitlines()]
     try:
-        envelope = base64.b64decode(match[2], validate=False)
+        envelope, signature = base64.b64decode(match[2]), base64.b64decode(match[3])
         since, until = (_time(_only(fields, key)) for key in ("from", "until"))
         recipients = tuple(value for key, value in fields if key == "for")
-        return Sealed(_only(fields, "name"), since, until, recipients, _only(fields, "signed by"), envelope)
+        name, signer = _only(fields, "name"), _only(fields, "signed by")
+        return Sealed(name, since, until, recipients, signer, envelope, signature)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"its header or content is damaged: {error}") from error
 

@@ -92,7 +92,10 @@ def _fault(path: Path, found: os.stat_result, trust: Trust, closed: bool) -> Ite
 
 
 def read_sealed(name: str, secret: Secret) -> SealedFiles:
-    """A sealed secret and its signer's certificate, as a plan carries them. Raises SecretRefused."""
+    """A sealed secret and its signer's certificate, as a plan carries them. Raises SecretRefused.
+
+    What the file says is as the signer signed it. That the site's key opens it only the node can tell.
+    """
     path, signer = Path(secret.source or ""), Path(secret.signer or "")
     try:
         sealed, certificate = parse_text(_bounded(path).decode("ascii")), _bounded(signer)
@@ -102,9 +105,22 @@ def read_sealed(name: str, secret: Secret) -> SealedFiles:
         raise SecretRefused(f"{path}: {error}") from error
     if certificate.count(b"-----BEGIN ") != 1 or b"-----BEGIN CERTIFICATE-----" not in certificate:
         raise SecretRefused(f"{signer} is not one certificate (PEM)")
+    _check_signer(sealed, path, signer)
     if sealed.name != name:
         raise SecretRefused(f"{path} is sealed as {sealed.name!r}; the site offers it as {name!r}, which no node opens")
     return SealedFiles(sealed, certificate)
+
+
+def _check_signer(sealed: Sealed, path: Path, signer: Path) -> None:
+    from fermigrid.seal import is_signed, read_certificate, subject_of
+
+    certificate = read_certificate(signer)
+    if (found := subject_of(certificate)) != sealed.signer:
+        raise SecretRefused(f"{path} is signed by {sealed.signer}; {signer} is the certificate of {found}")
+    if not is_signed(sealed, certificate):
+        raise SecretRefused(
+            f"{path} was changed after {found} signed it, or somebody else signed it under that name: seal it anew"
+        )
 
 
 def _bounded(path: Path) -> bytes:
@@ -115,12 +131,16 @@ def _bounded(path: Path) -> bytes:
     return data
 
 
-def check_signer(files: SealedFiles, path: Path) -> None:
-    """Is it sealed by the one whose certificate goes with it? Raises SecretRefused."""
+def check_recipient(sealed: Sealed, certificate: Path) -> None:
+    """Is it sealed for the one whose certificate this is? Raises SecretRefused."""
     from fermigrid.seal import read_certificate, subject_of
 
-    if (found := subject_of(read_certificate(path))) != files.sealed.signer:
-        raise SecretRefused(f"it is signed by {files.sealed.signer}; {path} is the certificate of {found}")
+    if (site := subject_of(read_certificate(certificate))) not in sealed.recipients:
+        whom = "; ".join(sealed.recipients)
+        raise SecretRefused(
+            f"it is sealed for {whom}; the site's certificate {certificate} is of {site}, whose key cannot open it: "
+            f"seal it anew with --to {certificate}"
+        )
 
 
 def sealed_span(sealed: Sealed) -> Span:

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Expression, Line, Resources, Seconds, Variable, Word
-from fermigrid.config import Model, Source, find_unknown, find_wrong, load, validate
+from fermigrid.config import Clash, Model, Source, find_unknown, find_wrong, load, validate
 from fermigrid.errors import ConfigError, Problem
 from fermigrid.grid import Grid
 from fermigrid.image import Catalogue, check_version
-from fermigrid.inherit import SiteText, read_site
+from fermigrid.inherit import SiteText, is_there, read_site
 from fermigrid.secret import Secret
 from fermigrid.units import parse_bytes, parse_seconds
 
@@ -122,11 +122,11 @@ class Container(Model):
     @model_validator(mode="after")
     def _fits(self) -> Container:
         if self.launch == "site" and self.dialect == "none":
-            raise ValueError(
-                "launch: site needs a dialect (self-healing, plain or universe) to ask the site for the container"
-            )
+            why = "launch: site needs a dialect (self-healing, plain or universe) to ask the site for the container"
+            raise Clash("launch", "dialect", why)
         if self.launch == "worker" and self.dialect != "none":
-            raise ValueError("launch: worker starts the container itself: dialect must be none")
+            why = f"launch: worker starts the container itself, and has no use for dialect: {self.dialect}"
+            raise Clash("launch", "dialect", f"{why}; an empty `dialect:` takes away one that is inherited")
         return self
 
 
@@ -203,9 +203,9 @@ class Site(Model):
 
     site: Word
     extends: Word | None = None
-    title: str
-    contact: str
-    manual: str
+    title: Line
+    contact: Line
+    manual: Line
     backend: Literal["htcondor", "local"]
     template: Word = "job.sub.j2"
     htcondor: Htcondor = Htcondor()
@@ -239,7 +239,9 @@ def wrong_values(found: SiteText) -> list[Problem]:
     problems = [*find_wrong(Site, found.data, found.source), *find_unknown(Site, found.taken, found.source)]
     written, file = found.data.get("site"), found.files[0]
     if isinstance(written, str) and written != file.stem:
-        problems.append(found.source.problem(("site",), f"{written!r} is in a file named {file.name}"))
+        problems.append(
+            found.source.problem(("site",), f"{written!r} is in a file named {file.name}: they must be the same")
+        )
     return problems
 
 
@@ -254,7 +256,7 @@ def read_catalogue(folders: Sequence[Path]) -> tuple[Catalogue, dict[tuple[str, 
     sources: dict[tuple[str, str], Source] = {}
     for folder in reversed(folders):
         path = folder / "images.yaml"
-        if not path.is_file():
+        if not is_there(path):
             continue
         try:
             found, source = load(Catalogue, path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fermigrid.ledger import Ledger
+from fermigrid.advance import count_blocked
 from fermigrid.records import BatchRecord, NodeFailures
 from fermigrid.report import WORDS
+from fermigrid.split import count_jobs
 from fermigrid.states import State
 from fermigrid.units import show_count
+from fermigrid.watch import Following, progress_of
 
 ORDER = (State.DONE, State.RUNNING, State.WAITING, State.HELD, State.ENDED, State.UNKNOWN, State.FAILED, State.REMOVED)
 KEEPS_FAILING = 3  # starts that failed for a reason of the node's
@@ -39,6 +41,8 @@ class Standing:
     unpublished: int
     nodes: tuple[NodeFailures, ...] = ()
     stopped: str | None = None  # when a person removed the campaign as a whole
+    unsent: int = 0  # jobs of the campaign that are in no batch so far
+    blocked: int = 0  # those of them that never come, because what they wait for failed or was removed
 
     @property
     def being_removed(self) -> bool:
@@ -79,8 +83,10 @@ class Standing:
             text += f"\nrehearsal: not containerised ({show_count(self.rehearsed, 'job')} ran on the host)"
         if self.being_removed:
             text += "\nit was removed, and the batch system did not confirm it: `fermigrid remove` again does the rest"
-        elif self.stopped:
-            text += "\nit was removed: nothing more of it is sent"
+        elif self.stopped and self.unsent:
+            text += f"\nit was removed: nothing more of it is sent (not sent yet: {show_count(self.unsent, 'job')})"
+        elif self.blocked:
+            text += f"\nnever sent, because what comes before failed or was removed: {show_count(self.blocked, 'job')}"
         if bad := [node for node in self.nodes if node.times >= KEEPS_FAILING][:NODES_SHOWN]:
             told = ", ".join(f"{node.host} ({node.code} {WORDS[node.code]}: {node.times} times)" for node in bad)
             text += f"\nnodes that keep failing: {told}"
@@ -98,19 +104,23 @@ class Standing:
         return self.counts[State.UNKNOWN] > 0 and self.ended + self.counts[State.UNKNOWN] == self.jobs
 
 
-def standing_of(ledger: Ledger) -> Standing:
-    """Where the campaign of this ledger stands."""
-    counts = ledger.counts()
+def standing_of(f: Following) -> Standing:
+    """Where the campaign stands, by its ledger."""
+    ledger, counts = f.ledger, f.ledger.counts()
     batches = []
     for batch in ledger.batches():
         by_state = {state: counts.get(batch.id, {}).get(state, 0) for state in ORDER}
         rest = batch.jobs - sum(by_state.values())
         by_state[State.REMOVED if batch.removed else State.WAITING] += rest
         batches.append(BatchStanding(batch, by_state))
+    campaign, runs = f.assembled.campaign, f.assembled.runs
+    every = sum(count_jobs(step, runs) for step in campaign.steps.values())
     return Standing(
         tuple(batches),
         ledger.rehearsed(),
         ledger.waiting_to_publish(),
         tuple(ledger.node_failures()),
         ledger.campaign().stopped,
+        every - sum(one.batch.jobs for one in batches),
+        count_blocked(campaign, runs, progress_of(f)),
     )

@@ -30,6 +30,7 @@ from fermigrid.planfolder import make_work, plan_faults, write_plan
 from fermigrid.records import BatchRecord, CampaignRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.runs import parse_table, write_table
+from fermigrid.sealed import SealedFiles, file_names
 from fermigrid.secret_check import refuse_unfit, with_sealed
 from fermigrid.site import Site
 from fermigrid.units import show_count
@@ -213,7 +214,7 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
     for work in works:
         if (work.step, work.site) not in fit:
             assembled = with_sealed(assembled)
-            refuse_unfit(assembled, [(work.step, work.site)], hand.now())
+            refuse_unfit(assembled, [(work.step, work.site)], hand.now(), _goes_on(folder))
             fit.add((work.step, work.site))
         plan = plan_batch(assembled, work)
         header, site = plan.header, plan.header.request.site
@@ -320,9 +321,33 @@ def certainly_not_sent(
     return missing
 
 
-def settle(ledger: Ledger, folder: RunFolder, hand: Hand, sleep: Callable[[float], None] = time.sleep) -> int:
-    """End every doubt: adopt the batches that landed, send those that did not. Returns how many there were."""
+def settle(
+    ledger: Ledger, folder: RunFolder, assembled: Assembled, hand: Hand, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """End every doubt: adopt the batches that landed, send those that did not. Returns how many there were.
+
+    Raises SecretRefused for one whose secrets will not do now: it stays in doubt. One whose secrets were sealed anew
+    is withdrawn: what is sent next plans it with them.
+    """
     count = len(doubtful(ledger))
     for record in certainly_not_sent(ledger, folder, hand, sleep):
-        _send(ledger, folder, record, hand)
+        assembled = with_sealed(assembled)
+        refuse_unfit(assembled, [(record.step, record.site)], hand.now(), _goes_on(folder))
+        if _is_sealed_anew(folder, assembled, record):
+            ledger.withdraw(record.id, hand.now(), hand.who, "it did not land, and a secret of it was sealed anew")
+        else:
+            _send(ledger, folder, record, hand)
     return count
+
+
+def _is_sealed_anew(folder: RunFolder, assembled: Assembled, record: BatchRecord) -> bool:
+    secrets = folder.batch(record.block, record.step, record.generation) / "plan/secrets"
+    for name in assembled.campaign.steps[record.step].secrets:
+        files, planned = assembled.sealed.get((record.site, name)), secrets / file_names(name)[0]
+        if isinstance(files, SealedFiles) and planned.is_file() and planned.read_bytes() != files.sealed.envelope:
+            return True
+    return False
+
+
+def _goes_on(folder: RunFolder) -> str:
+    return f"It is not sent. Once it is mended, the same command, or `fermigrid watch {folder.path}`, goes on."

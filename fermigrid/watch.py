@@ -68,7 +68,7 @@ def watch_once(f: Following) -> Turn:
     if f.ledger.campaign().stopped:
         return turn
     try:
-        settle(f.ledger, f.folder, f.hand)
+        settle(f.ledger, f.folder, f.assembled, f.hand)
         turn = replace(turn, submitted=advance(f))
     except (BackendUnavailable, SecretRefused, SubmissionDoubt) as error:
         turn = replace(turn, problems=tuple(dict.fromkeys((*turn.problems, _words(error)))))
@@ -175,6 +175,8 @@ def _step(job: JobRecord, event: JobSeen) -> JobRecord:
     if state is job.state and not (state is State.RUNNING and event.seen is Seen.STARTED):
         return job
     code = event.code if event.seen is not Seen.ENDED else str(event.exit_code if event.exit_code is not None else "")
+    if state is State.REMOVED and job.state is State.HELD:
+        code = code or job.code  # a hold that no release cured
     return replace(
         job,
         state=state,

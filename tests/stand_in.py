@@ -88,6 +88,10 @@ def explain(handle: Handle, index: int) -> tuple[str, ...]:
     return (f"job {index} of cluster {handle.cluster} waits for a machine",)
 
 
+def explain_removal(reason: str, code: str) -> tuple[str, ...]:
+    return (f"{code}: {reason} (htcondor.grid.queue) (resources.memory)",)
+
+
 def remove(handles: Sequence[Handle], indices: Indices = None) -> None:
     _do("remove", Seen.REMOVED, handles, indices)
 

@@ -13,7 +13,7 @@ from tests.campaigns import ROOT, finish, python
 PACKAGE = ROOT / "fermigrid"
 PURE = (
     "advance", "split", "plan", "states", "quoting", "report", "placeholder", "check", "render", "units",
-    "check_fit", "check_site", "credential", "pipeline", "pipeline_campaign", "difference", "values",
+    "check_fit", "check_site", "credential", "pipeline", "pipeline_campaign", "difference", "plan_words", "yaml_words", "values",
     "effective", "json_schema", "kinds",
 )  # fmt: skip
 WORLD = {

@@ -100,7 +100,18 @@ class Backend(Protocol):
         ...
 
     def explain(self, handle: Handle, index: int) -> tuple[str, ...]:
-        """Why the job waits or is held, as the batch system knows it now: sentences."""
+        """Why the job waits or is held, as the batch system knows it now: sentences.
+
+        Where a key of the site or of the step decides, it stands in parentheses: `(htcondor.grid.queue)`,
+        `(resources.memory)`. Its file and line are put there.
+        """
+        ...
+
+    def explain_removal(self, reason: str, code: str) -> tuple[str, ...]:
+        """What the reason means for which a job was taken out of the queue, and what to do; `code`: of its last hold.
+
+        Asks nobody; sentences as of `explain`.
+        """
         ...
 
     def remove(self, handles: Sequence[Handle], indices: Indices = None) -> None: ...

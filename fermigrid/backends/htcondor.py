@@ -203,7 +203,7 @@ def _reason(state: Seen, event: LogEvent) -> str:
         return words.removal(event.reason)
     if state is Seen.RELEASED:
         return words.liberation(event.reason)
-    return (event.reason or "") if state is Seen.HELD else ""
+    return words.detention(event.reason) if state is Seen.HELD else ""
 
 
 def resolve(handles: Sequence[Handle]) -> Observation:
@@ -270,6 +270,11 @@ def explain(handle: Handle, index: int) -> tuple[str, ...]:
     """Why the job waits or is held, from its ad in the live queue and the pool's machines."""
     facts = _ask(handle.batch.options, handle.where, verb="explain", cluster=handle.cluster, index=index)
     return words.explain(facts, index)
+
+
+def explain_removal(reason: str, code: str) -> tuple[str, ...]:
+    """What a batch system's last refusal or a job's last hold means, and what to do."""
+    return words.explain_removal(reason, code)
 
 
 # --- commands ----------------------------------------------------------------------------------------------

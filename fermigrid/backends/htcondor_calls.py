@@ -32,6 +32,7 @@ from fermigrid.backends.htcondor_words import (
 
 _CLOSED = "Connection closed during command authorization"
 _CHUNK = 1000  # jobs named in one command
+_PATIENCE = "10"  # s for a CE and its collector, tried twice: the whole call has the site's `timeout`
 _AHEAD = 10_000  # jobs; more are not counted
 _SLOTS_WHOLE = 1000  # above so many slots only the attributes that the job asks about are fetched
 _STATE = ("ClusterId", "ProcId", "JobStatus", "EnteredCurrentStatus", "RemoteHost", "LastRemoteHost", "NumJobStarts")
@@ -329,7 +330,7 @@ def _explain(request: Request) -> dict[str, Any]:
     elif job.get("JobStatus") == 1 and job.get("JobUniverse") != htcondor_grid.GRID_UNIVERSE:
         collector = htcondor2.Collector(request["pool"])
         answer |= _explain_idle(schedd, collector, job)
-    elif job.get("GridJobId") and not job.get("GridResourceUnavailableTime"):
+    elif any(ce_of(job)):
         answer["there"] = _there(job)
     return answer
 
@@ -344,14 +345,22 @@ def _explain_idle(schedd: htcondor2.Schedd, collector: htcondor2.Collector, job:
 
 
 def _there(job: classad2.ClassAd) -> dict[str, Any] | None:
-    """What the CE that has the job says of it; None for jobs that no CE has. Words, when it does not answer us."""
+    """What the CE that has the job says of it; None before that. Words, where it or its collector does not answer."""
     ce, pool = ce_of(job)
-    if not ce:
-        return None
-    cluster, _, proc = str(job["GridJobId"]).rpartition(" ")[2].partition(".")
+    htcondor2.param["QUERY_TIMEOUT"] = _PATIENCE
+    collector = htcondor2.Collector(pool)
     try:
-        collector = htcondor2.Collector(pool)
-        schedd = htcondor2.Schedd(collector.locate(htcondor2.DaemonType.Schedd, ce))
+        place = collector.locate(htcondor2.DaemonType.Schedd, ce)
+    except htcondor2.HTCondorException as error:
+        return {"deaf": str(error)}
+    if place is None:
+        return {"absent": True}
+    number = htcondor_grid.number_of(job)
+    if not number or job.get("GridResourceUnavailableTime"):
+        return None
+    cluster, _, proc = number.partition(".")
+    try:
+        schedd = htcondor2.Schedd(place)
         ads = schedd.query(f"ClusterId == {int(cluster)} && ProcId == {int(proc)}")
         found: dict[str, Any] = {"job": _plain(ads[0], (*_STATE, *_HOLD, *_WAITING)) if ads else None}
         idle = bool(ads) and ads[0].get("JobStatus") == 1

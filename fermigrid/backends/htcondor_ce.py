@@ -63,18 +63,43 @@ def ce_of(job: Facts) -> tuple[str, str]:
 def explain_hold(job: Facts) -> Iterator[str]:
     """A job that is held with code 0."""
     ce, _ = ce_of(job)
-    reason = re.sub(r"^ERROR: *|SCHEDD:\d+:", "", " ".join(str(job.get("HoldReason") or "").split()))
+    reason = words_of(str(job.get("HoldReason") or ""))
     yield f"held: {reason or 'no reason given'} ({ce})"
+    *advice, itself = _meaning_of(reason)
+    yield from advice
+    yield f"by itself: {itself}"
+
+
+def words_of(reason: str) -> str:
+    """What the gridmanager or the CE said, without HTCondor's numbers."""
+    return re.sub(r"^ERROR: *|SCHEDD:\d+:", "", " ".join(reason.split()))
+
+
+def explain_last(reason: str) -> tuple[str, ...]:
+    """The same of a job that has left the queue with this reason."""
+    return _meaning_of(reason)[:2]
+
+
+def _meaning_of(reason: str) -> tuple[str, str, str]:
+    """What a reason means, what to do, what happens by itself."""
     known = (row[1:] for row in _HOLDS if re.search(row[0], reason, re.IGNORECASE))
     meaning, advice, itself = next(known, ("the way to the CE failed", "look at the reason's words", _SOME))
-    yield f"that means: {meaning}"
-    yield f"what to do: {advice}"
-    yield f"by itself: {itself}"
+    return f"that means: {meaning}", f"what to do: {advice}", itself
 
 
 def explain_there(job: Facts, there: Facts, age: str) -> Iterator[str]:
     """What the CE's own schedd says of the job; `age`: for how long it has been in its state there."""
-    ce, _ = ce_of(job)
+    ce, pool = ce_of(job)
+    if deaf := there.get("deaf"):
+        yield f"the collector {pool} does not answer (htcondor.grid.pool): {deaf}"
+        return
+    if there.get("absent"):
+        yield f"the collector {pool} knows no schedd {ce} (htcondor.grid.ce): the CE is down, or its name is another"
+        yield (
+            "if the name is wrong: `fermigrid remove`, mend the site file, submit the job's runs again in another run "
+            "folder"
+        )
+        return
     if there.get("silent"):
         yield f"{ce} does not tell this shell more: {there['silent']}"
         return

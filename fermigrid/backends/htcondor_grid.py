@@ -23,18 +23,21 @@ _ASK = {
     "pbs": ("qstat -f {id}", "tracejob {id}"),
     "sge": ("qstat -j {id}", "qacct -j {id}"),
 }
-# What batch systems say when they refuse a job -> what it means, and where to look
+# What batch systems say when they refuse a job -> what it means, and the key to look at
 _REFUSALS = (
-    ("licen[sc]e", "there is no such licence: `options` under `grid` in the site file"),
-    ("time limit", "it asks for more time than the queue gives: `walltime` in the campaign, `limits` in the site file"),
+    ("licen[sc]e", "there is no such licence (htcondor.grid.options)"),
+    (
+        "time limit",
+        "it asks for more time than the queue gives (resources.walltime); `limits` of the site can say so before",
+    ),
     (
         "account|project",
-        "the account is not yours there, or has used up what it may have: `project` under `grid` in the site file",
+        "the account is not yours there, or has used up what it may have (htcondor.grid.project)",
     ),
-    ("partition|queue", "there is no such queue, or it is not for you: `queue` under `grid` in the site file"),
-    ("memory|mem-per", "it asks for more memory than the nodes have: `memory` in the campaign"),
-    ("node configuration|CPU", "it asks for more than the nodes have: `cpus` and `memory` in the campaign"),
-    ("option|unrecognized", "it does not know an option: `options` under `grid` in the site file"),
+    ("partition|queue", "there is no such queue, or it is not for you (htcondor.grid.queue)"),
+    ("memory|mem-per", "it asks for more memory than the nodes have (resources.memory)"),
+    ("node configuration|CPU", "it asks for more than the nodes have (resources.cpus), (resources.memory)"),
+    ("option|unrecognized", "it does not know an option (htcondor.grid.options)"),
 )
 PASSING = (
     r"unable to contact|connect|timed?[ -]?out|temporar|try again|retry|not responding|communication"
@@ -56,6 +59,8 @@ def kind_of(job: Facts) -> str:
 
 def name_of(job: Facts) -> str:
     """What people call the other side."""
+    if kind_of(job) == "condor":
+        return str(job["GridResource"]).split()[1]
     return _NAMES.get(kind_of(job), str(job.get("GridResource") or "the other side"))
 
 
@@ -77,7 +82,7 @@ def explain_waiting(job: Facts, age: str) -> Iterator[str]:
         state = job.get("GridJobStatus")
         yield f"{name} has it as its job {number}" + (f", {state}" if state else "")
         yield from _ask(job, number, 0, "tells why it waits there")
-    else:
+    elif not since:
         yield f"HTCondor's gridmanager has not handed it to {name} yet: it does so some at a time"
 
 
@@ -86,6 +91,24 @@ def explain_running(job: Facts, age: str) -> Iterator[str]:
     name, number = name_of(job), number_of(job)
     yield f"it runs in {name}" + (f", as its job {number}" if number else "") + f", for {age}"
     yield from _ask(job, number, 0, "tells where")
+
+
+_GAVE_UP = "the batch system refused it: "
+_COMMANDS = {"sbatch": "Slurm", "bsub": "LSF"}
+
+
+def last_refusal(reason: str) -> str:
+    """The reason of a job that left the queue after its last try, in the batch system's own words."""
+    if not reason.startswith(_GAVE_UP):
+        return reason
+    said = words_of(reason.removeprefix(_GAVE_UP))
+    return f"{_COMMANDS.get(said.partition(':')[0], 'the batch system')} refused it: {said}"
+
+
+def meaning_of(said: str) -> tuple[str, ...]:
+    """What a refusal means, and which key to look at; empty where its words are not known."""
+    known = (words for pattern, words in _REFUSALS if re.search(pattern, said, re.IGNORECASE))
+    return tuple(f"that means: {words}" for words in known)[:1]
 
 
 def words_of(reason: str) -> str:
@@ -108,9 +131,7 @@ def explain_refusal(job: Facts) -> Iterator[str]:
         yield "it is tried again by itself, for as long as it takes; nothing is lost"
     else:
         yield f"held: {name} refused it: {reason}"
-        meaning = next((words for pattern, words in _REFUSALS if re.search(pattern, reason, re.IGNORECASE)), None)
-        if meaning:
-            yield f"that means: {meaning}"
+        yield from meaning_of(reason)
         yield "by itself: it is tried some times more, then it leaves the queue as refused"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from fermigrid.backends import htcondor_ce as ce
 from fermigrid.backends import htcondor_grid as grid
 from fermigrid.report import INFRASTRUCTURE
-from fermigrid.units import show_bytes, show_seconds
+from fermigrid.units import show_bytes, show_count, show_seconds
 
 Facts = Mapping[str, Any]
 JOB_POLICY = 3  # the hold code of a job's own policies
@@ -224,7 +224,27 @@ def removal(reason: str | None) -> str:
     """Why a job was removed (009); the policy's own text is an expression and tells nobody anything."""
     if reason and "PeriodicRemove expression" in reason:
         return "it was held for a reason that a release does not cure"
-    return reason or ""
+    return grid.last_refusal(reason or "")
+
+
+_NOT_CURED = "it was held, and no release cured it: "
+
+
+def explain_removal(reason: str, code: str) -> tuple[str, ...]:
+    """What the reason means for which the policy gave a job up, and what to do; `code`: that of its last hold."""
+    if " refused it: " in reason:
+        return grid.meaning_of(reason)
+    if not reason.startswith(_NOT_CURED):
+        return ()
+    if code.startswith("0/"):
+        return ce.explain_last(reason)
+    number, _, subcode = code.partition("/")
+    return explain_hold(int(number), int(subcode), reason)[1:3] if number.isdigit() else ()
+
+
+def detention(reason: str | None) -> str:
+    """Why a job was held (012); without what HTCondor's blahp puts around a batch system's words."""
+    return grid.words_of(reason or "")
 
 
 def liberation(reason: str | None) -> str:
@@ -316,7 +336,7 @@ def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator
         yield from explain_hold(job.get("HoldReasonCode"), job.get("HoldReasonSubCode"), str(job.get("HoldReason", "")))
         if factory and factory.get("JobMaterializeLimit") and factory.get("JobsHeld"):
             held, limit = factory["JobsHeld"], factory["JobMaterializeLimit"]
-            yield f"{held} held jobs of the batch take part of the {limit} places that it may have in the queue"
+            yield f"held jobs of the batch take {held} of the {limit} places that it may have in the queue"
     elif grid.is_grid(job) and status in (1, 2):
         yield from (grid.explain_waiting if status == 1 else grid.explain_running)(job, _age(job))
         if there := facts.get("there"):
@@ -381,10 +401,10 @@ def _explain_idle(job: Facts, match: Facts | None, ahead: Facts | None, user: Fa
             if job.get("NumJobCompletions")
             else "they are busy"
         )
-        yield f"{match['willing']} of {match['slots']} slots could run it, none has room now: {busy}"
+        yield f"{match['willing']} of {show_count(match['slots'], 'slot')} could run it, none has room now: {busy}"
     else:
-        room = f"{match['willing']} of {match['slots']} slots could run it, and {match['free']} have room now"
-        yield f"{room}: {_turn(ahead)}"
+        slots = show_count(match["slots"], "slot")
+        yield f"{match['willing']} of {slots} could run it, and {match['free']} have room now: {_turn(ahead)}"
     if rejected := job.get("LastRejMatchReason"):
         yield f"the matchmaker's last word: {str(rejected).strip()}"
     if user:
@@ -401,8 +421,8 @@ def _turn(ahead: Facts | None) -> str:
     if not ahead or not ahead["jobs"]:
         return "its turn comes with the next matchmaking"
     return (
-        f"{ahead['jobs']} waiting jobs of yours come before it, those of cluster {ahead['cluster']} first; if nothing "
-        "can run those, HTCondor may not look at this one until they are held or removed"
+        f"before it: {show_count(ahead['jobs'], 'waiting job')} of yours, those of cluster {ahead['cluster']} first; "
+        "if nothing can run those, HTCondor may not look at this one until they are held or removed"
     )
 
 
@@ -410,26 +430,28 @@ def _explain_past(job: Facts) -> Iterator[str]:
     reasons = job.get("NumVacatesByReason") or {}
     containers = reasons.get("SingularityTestFailed", 0)
     if containers:
-        yield f"its container could not start on {containers} machine(s), last {job.get('LastRemoteHost', 'unknown')}"
+        machines = show_count(containers, "machine")
+        yield f"its container could not start on {machines}, last {job.get('LastRemoteHost', 'unknown')}"
     others = {name: count for name, count in reasons.items() if name != "SingularityTestFailed"}
     if others:
-        told = ", ".join(f"{name} {count} times" for name, count in sorted(others.items()))
+        told = ", ".join(f"{name} {show_count(count, 'time')}" for name, count in sorted(others.items()))
         yield f"it was sent back to the queue: {told}; last from {job.get('LastRemoteHost', 'unknown')}"
     if failures := job.get("NumJobCompletions"):
-        yield f"its worker ended {failures} time(s) with a failure of the machine; it waits for another machine first"
+        times = show_count(failures, "time")
+        yield f"its worker ended {times} with a failure of the machine; it waits for another machine first"
 
 
 def _explain_impossible(match: Facts, job: Facts) -> Iterator[str]:
     """Which wish no slot fulfils, resources first; where each is fulfilled somewhere, all are listed."""
     slots = match["slots"]
-    yield f"none of the {slots} slots of the pool can ever run it:"
+    yield f"none of the pool's slots ({slots}) can ever run it:"
     counts = [(_wish(resource, job), match[resource]) for resource in ("cpus", "memory", "disk")]
     counts += [(_clause(one["text"]), one["slots"]) for one in match["clauses"] if not _is_resource(one["text"])]
     none = [(wish, count) for wish, count in counts if count == 0]
     for wish, count in none or [(wish, count) for wish, count in counts if count < slots]:
-        yield f"- {wish}: {count} of {slots} slots"
+        yield f"- {wish}: {count} of {show_count(slots, 'slot')}"
     if match["possible"]:
-        yield f"- {match['possible']} slots suit it, but their own policy does not take it"
+        yield f"- {show_count(match['possible'], 'slot')} would suit it, but for their own policy"
 
 
 def _wish(resource: str, job: Facts) -> str:

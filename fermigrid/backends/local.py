@@ -197,11 +197,17 @@ def explain(handle: Handle, index: int) -> tuple[str, ...]:
     if table.state(index) == WAITING:
         slots, running = Slots(options.scratch, options.slots), table.states.count(RUNNING)
         before = table.states.count(WAITING, 0, index)
-        said.append(f"{before} jobs of this batch wait before it; {running} of them run now")
+        said.append(f"jobs of this batch: {before} wait before it, {running} run now")
         said.append(f"slots of this machine: {slots.in_use()} of {slots.count} in use, by all batches")
     if not table.finished and not _is_alive(folder):
         said.append("no runner is alive: fermigrid watch starts it again")
     return tuple(said)
+
+
+def explain_removal(reason: str, code: str) -> tuple[str, ...]:
+    """Nothing takes a job out of the queue here but a person, who knows why."""
+    del reason, code
+    return ()
 
 
 def _in_words(handle: Handle, index: int, table: Table, last: Event | None) -> str:

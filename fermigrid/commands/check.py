@@ -39,14 +39,15 @@ def command(
     """
     from datetime import UTC, datetime
 
-    from fermigrid.secret_check import all_pairs, refuse_unfit
+    from fermigrid.secret_check import all_pairs, look_again, refuse_unfit
 
     search = search_folders(folders)
     assembled = checked(file, site, parameters, search)
     if explain:
         _explain(assembled, site, parameters, search, as_json)
         return
-    refuse_unfit(assembled, all_pairs(assembled), datetime.now(UTC))
+    again = look_again(file, [site] if site else [], folders, parameters)
+    refuse_unfit(assembled, all_pairs(assembled), datetime.now(UTC), again)
     if as_json:
         _print_json(file, assembled)
     else:
@@ -61,7 +62,7 @@ def _print(file: Path, assembled: Assembled) -> None:
     campaign = assembled.campaign
     blocks = blocks_of(campaign, assembled.runs)
     in_blocks = f" in {blocks} blocks" if blocks > 1 else ""
-    click.echo(f"{file}: good. Campaign {campaign.campaign}, {len(assembled.runs)} runs{in_blocks}")
+    click.echo(f"{file}: good. Campaign {campaign.campaign}, {show_count(len(assembled.runs), 'run')}{in_blocks}")
     for name, step in campaign.steps.items():
         click.echo(f"  {name}: {show_count(count_jobs(step, assembled.runs), 'job')}")
     if assembled.sites:

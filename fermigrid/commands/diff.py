@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KINDS = ("added", "removed", "changed")
+INNER = ("submit file", "worker")  # fermigrid's own way, or a template's
 
 
 @click.command("diff")
 @click.argument("before", metavar="PLAN")
 @click.argument("after", metavar="PLAN")
+@click.option("--raw", is_flag=True, help="The lines of the submit file that are fermigrid's or a template's, too.")
 @json_option
-def command(before: str, after: str, as_json: bool) -> int:
+def command(before: str, after: str, raw: bool, as_json: bool) -> int:
     """What differs between two plans: of what `render` wrote, of run folders, of campaigns by name.
 
     Exits with 0 when nothing does, with 1 when something does.
@@ -31,7 +33,7 @@ def command(before: str, after: str, as_json: bool) -> int:
     if as_json:
         print_json({"same": not found, "plans": found})
     elif found:
-        _show(found)
+        _show(found, raw)
     else:
         click.echo("the same")
     return 1 if found else 0
@@ -69,7 +71,7 @@ def _compare(name: str, before: Path | None, after: Path | None) -> dict[str, An
     return {"plan": name, "only": None, "changes": [asdict(change) for change in changes], "jobs": asdict(jobs)}
 
 
-def _show(found: list[dict[str, Any]]) -> None:
+def _show(found: list[dict[str, Any]], raw: bool) -> None:
     """What differs, once for all plans in which it is the same."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for each in found:
@@ -80,7 +82,7 @@ def _show(found: list[dict[str, Any]]) -> None:
             click.echo(f"only in the {group[0]['only']}: {names}")
         else:
             click.echo(f"{names}:")
-            _show_changes(group[0]["changes"])
+            _show_changes(group[0]["changes"], raw)
             _show_jobs([each["jobs"] for each in group])
 
 
@@ -96,15 +98,23 @@ def _alike(found: dict[str, Any]) -> str:
     return json.dumps([changes, fields, [bool(jobs[kind]) for kind in KINDS]])
 
 
-def _show_changes(changes: list[dict[str, Any]]) -> None:
+def _show_changes(changes: list[dict[str, Any]], raw: bool) -> None:
     from fermigrid.difference import Change
+    from fermigrid.units import show_count
 
-    part = ""
+    part, inner = "", [change for change in changes if change["part"] in INNER and not raw]
     for change in changes:
+        if change in inner:
+            continue
         if change["part"] != part:
             part = change["part"]
             click.echo(f"  {part}")
         click.echo(f"    {_plain(str(Change(**change)))}")
+    if inner:
+        lines = sum(change["part"] == "submit file" for change in inner)
+        also = [f"{show_count(lines, 'line')} of job.sub"] * bool(lines)
+        also += ["worker.sh"] * (len(inner) > lines)
+        click.echo(f"  and with it {' and '.join(also)} (--raw shows them)")
 
 
 def _show_jobs(jobs: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import socket
 import sys
 import time
@@ -20,8 +21,8 @@ from fermigrid.ledger import open_ledger, writing
 from fermigrid.registry import find_campaign, registries
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import Standing, standing_of
-from fermigrid.states import State
 from fermigrid.submit import Hand
+from fermigrid.units import show_count
 from fermigrid.watch import Following, Turn, look, watch_once
 
 POLL_S = 2.0  # between two looks while following; a look costs one read of each event log
@@ -70,7 +71,6 @@ def follow(f: Following) -> Standing:
     """
     with _bar(f) as show:
         told: set[str] = set()
-        held = 0
         while True:
             if not f.folder.ledger.is_file():
                 raise RunFolderError(f"the run folder {f.folder.path} has gone while it was followed")
@@ -79,17 +79,27 @@ def follow(f: Following) -> Standing:
                 if (gist := problem.partition(", in ")[0]) not in told:  # the time left of a proxy is always another
                     f.hand.tell(problem)
                     told.add(gist)
-            standing = standing_of(f.ledger)
+            tell_holds(f, told)
+            standing = standing_of(f)
             show(standing)
-            if standing.counts[State.HELD] > held:
-                f.hand.tell(
-                    f"{standing.counts[State.HELD]} jobs are held: fermigrid status, fermigrid why CAMPAIGN JOB"
-                )
-            held = standing.counts[State.HELD]
             if turn.finished or standing.stuck:
                 return standing
             if not turn.events:
                 time.sleep(float(os.environ.get("FERMIGRID_POLL_S", POLL_S)))
+
+
+def tell_holds(f: Following, told: set[str]) -> None:
+    """A line for each reason for which jobs are held, unless it was `told`; reasons that differ in numbers are one."""
+    found: dict[str, tuple[int, str, str]] = {}
+    for reason, jobs, first in f.ledger.holds():
+        gist = f"held: {re.sub('[0-9]+', '#', reason)}"
+        known, first, reason = found.get(gist, (0, first, reason))
+        found[gist] = known + jobs, first, reason
+    for gist, (jobs, first, reason) in found.items():
+        if gist not in told:
+            why = f"fermigrid why {f.assembled.campaign.campaign} {first}"
+            f.hand.tell(f"{show_count(jobs, 'job')} held: {reason or 'no reason given'} ({why})")
+    told.update(found)
 
 
 def _turn(f: Following) -> Turn:

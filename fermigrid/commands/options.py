@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-site_option = click.option("--site", "-s", metavar="SITE", help="Send everything there, whatever the campaign says.")
+
+def _named(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value == "":  # of a script whose variable is not set
+        raise click.BadParameter("it is empty")
+    return value
+
+
+site_option = click.option(
+    "--site", "-s", metavar="SITE", callback=_named, help="Send everything there, whatever the campaign says."
+)
 sites_option = click.option(
     "--sites",
     "folders",
@@ -43,16 +53,41 @@ def parse_parameters(written: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def search_folders(own: tuple[Path, ...], trust: Trust | None = None) -> tuple[Path, ...]:
-    """Where site files are looked for. Raises AccessRefused for a folder that others can write."""
+def search_folders(own: tuple[Path, ...], trust: Trust | None = None, *, is_to_be: bool = False) -> tuple[Path, ...]:
+    """Where site files are looked for; `is_to_be`: the first may be made yet. Raises NotFound for one that is no
+    folder, AccessRefused for one that others can write."""
     from fermigrid.access import check_folder, trust_of
     from fermigrid.assemble import site_folders
 
     *named, shipped = site_folders([folder.resolve() for folder in own], os.environ)
+    missing = {folder: why for folder in named if (why := _why_no_folder(folder))}
+    if is_to_be and named and not os.path.lexists(named[0]):
+        missing.pop(named[0])
+    _refuse_missing(missing)
     for folder in named:
-        if folder.exists():
+        if os.path.lexists(folder):
             check_folder(folder, "the folder of site files", trust or trust_of(os.environ))
     return (*named, shipped)
+
+
+def _why_no_folder(folder: Path) -> str:
+    """Why there are no files to be found; empty when it is a folder."""
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            return "is a file, not a folder"
+        return "" if os.access(folder, os.R_OK | os.X_OK) else "you may not read it"
+    except FileNotFoundError:
+        return "there is no such folder"
+    except OSError as error:
+        return f"cannot be reached: {error.strerror}"
+
+
+def _refuse_missing(missing: dict[Path, str]) -> None:
+    from fermigrid.errors import NotFound
+
+    if missing:
+        text = "\n".join(f"FERMIGRID_SITES names {folder}: {why}" for folder, why in missing.items())
+        raise NotFound(text, "Correct the variable (folders of site files, separated by ':'), or make the folder.")
 
 
 def checked(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fermigrid.commands.options import json_option, search_folders, sites_option
+from fermigrid.commands.options import json_option, search_folders, set_option, sites_option
 
 if TYPE_CHECKING:
+    from fermigrid.config import Source
     from fermigrid.plan import Assembled
     from fermigrid.secret_check import State
     from fermigrid.site import Site
@@ -41,7 +42,7 @@ def list_secrets(names: tuple[str, ...], folders: tuple[Path, ...], as_json: boo
             "from": secret.source or secret.service or "",
             "sets": " ".join((*secret.point, *secret.home, *secret.environment)),
         }
-        for site in _sites(names, folders)
+        for site, _ in _sites(names, folders)
         for name, secret in site.secrets.items()
     ]
     if as_json:
@@ -50,8 +51,8 @@ def list_secrets(names: tuple[str, ...], folders: tuple[Path, ...], as_json: boo
         print_table(COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
 
 
-def _sites(names: tuple[str, ...], folders: tuple[Path, ...]) -> list[Site]:
-    """The sites of these names; without any, all that are complete."""
+def _sites(names: tuple[str, ...], folders: tuple[Path, ...]) -> list[tuple[Site, Source]]:
+    """The sites of these names, with the places of their values; without any, all that are complete."""
     from fermigrid.errors import ConfigError
     from fermigrid.inherit import site_names
     from fermigrid.site import load_site
@@ -60,7 +61,7 @@ def _sites(names: tuple[str, ...], folders: tuple[Path, ...]) -> list[Site]:
     for name in names or site_names(search):
         try:
             site, source = load_site(name, search)
-            found.append(site)
+            found.append((site, source))
             for secret in source.unanswered:
                 click.echo(f"{name}: secret {secret} is still to be filled in: fermigrid site check {name}", err=True)
         except ConfigError:
@@ -73,9 +74,12 @@ def _sites(names: tuple[str, ...], folders: tuple[Path, ...]) -> list[Site]:
 @command.command("check")
 @click.argument("campaign", required=False, type=click.Path(path_type=Path))
 @click.option("--site", "-s", "names", multiple=True, metavar="SITE", help="The secrets of this site.")
+@set_option
 @sites_option
 @json_option
-def check(campaign: Path | None, names: tuple[str, ...], folders: tuple[Path, ...], as_json: bool) -> None:
+def check(
+    campaign: Path | None, names: tuple[str, ...], parameters: tuple[str, ...], folders: tuple[Path, ...], as_json: bool
+) -> None:
     """Look at secrets on this machine: are they there, mine alone, whole, and do they last?
 
     For a CAMPAIGN's file, those that its steps name, each against the time that the step's jobs may take; else all of
@@ -86,7 +90,7 @@ def check(campaign: Path | None, names: tuple[str, ...], folders: tuple[Path, ..
 
     now = datetime.now(UTC)
     if campaign is not None and len(names) < 2:
-        rows = _of_campaign(campaign, next(iter(names), None), folders, now)
+        rows = _of_campaign(campaign, next(iter(names), None), parameters, folders, now)
     elif names and campaign is None:
         rows = _of_sites(_sites(names, folders), now)
     else:
@@ -103,37 +107,39 @@ def _first(value: Any) -> str:
     return "bad" if isinstance(value, list) else str(value)
 
 
-def _of_campaign(path: Path, site: str | None, folders: tuple[Path, ...], now: datetime) -> list[dict[str, Any]]:
+def _of_campaign(
+    path: Path, site: str | None, parameters: tuple[str, ...], folders: tuple[Path, ...], now: datetime
+) -> list[dict[str, Any]]:
     """Each secret that a step names at a site, with all that is wrong for any of these steps."""
     from fermigrid.commands.options import checked
     from fermigrid.secret_check import faults_for, look_at
 
-    a: Assembled = checked(path, site, (), search_folders(folders))
+    a: Assembled = checked(path, site, parameters, search_folders(folders))
     rows = []
     for there in a.sites.values():
         asked = {name: None for step in a.campaign.steps.values() for name in step.secrets}
         for name in asked:
-            state = look_at(there, name)
-            users = [(step, what) for step, what in a.campaign.steps.items() if name in what.secrets]
-            faults = [fault for step, what in users for fault in faults_for(state, step, what, there, now)]
+            state = look_at(there, a.site_sources[there.site], name)
+            users = [step for step, what in a.campaign.steps.items() if name in what.secrets]
+            faults = [fault for step in users for fault in faults_for(a, state, step, now)]
             rows.append(_row(state, [*faults, *_token_faults(state, there)]))
     return rows
 
 
-def _of_sites(sites: list[Site], now: datetime) -> list[dict[str, Any]]:
+def _of_sites(sites: list[tuple[Site, Source]], now: datetime) -> list[dict[str, Any]]:
     from fermigrid.lifetime import MARGIN_S, Part, find_early, find_shortfall
     from fermigrid.secret_check import look_at
 
     rows = []
-    for site in sites:
+    for site, source in sites:
         for name in site.secrets:
-            state = look_at(site, name)
+            state = look_at(site, source, name)
             faults = [f"secret {name} of site {site.site}: {fault}" for fault in state.faults]
             if state.span:
                 what = f"{state.span.what} of secret {name} at site {site.site}"
                 late = find_shortfall(what, state.span.until, "any kind", (Part(MARGIN_S, "to spare"),), now)
                 faults += filter(None, (find_early(what, state.span.since, now), late))
-            rows.append(_row(state, [*faults, *_token_faults(state, site)]))
+            rows.append(_row(state, [*map(state.say, faults), *_token_faults(state, site)]))
     return rows
 
 
@@ -142,6 +148,8 @@ def _row(state: State, faults: list[str]) -> dict[str, Any]:
 
     unseen = {"path": "on the node", "token": "renewed"}.get(state.secret.kind, "")
     ends = show_time(state.span.until) if state.span else unseen
+    if state.unseen:
+        click.echo(f"{state.site}: secret {state.name} {state.unseen}", err=True)
     kind = state.secret.kind
     return {"site": state.site, "secret": state.name, "kind": kind, "ends": ends, "state": list(dict.fromkeys(faults))}
 
@@ -157,7 +165,7 @@ def _token_faults(state: State, site: Site) -> list[str]:
     try:
         check_tokens(options_of(site, 0), token_lines([state.secret]))
     except SubmissionRefused as error:
-        return [f"secret {state.name} of site {site.site}: {error} {error.hint}".strip()]
+        return [state.say(f"secret {state.name} of site {site.site}: {error} {error.hint}".strip())]
     return []
 
 

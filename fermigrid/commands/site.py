@@ -40,7 +40,7 @@ def list_sites(folders: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        columns = ("site", "kind", "extends", "open", "title", "contact")
+        columns = ("site", "kind", "extends", "open", "title")
         print_table(columns, [[row[name] if row[name] != "" else "-" for name in columns] for row in rows])
     if problems:
         raise ConfigError(problems)
@@ -108,7 +108,7 @@ def new(name: str, extends: str | None, kind: str | None, output: Path | None, f
 
     if extends and kind:
         raise click.UsageError("--extends or --kind, not both: a site is of the kind that it extends")
-    search = search_folders(folders)
+    search = search_folders(folders, is_to_be=output is None)
     own = search[:-1]  # the last are the shipped ones
     folder = output or (own[0] if own else Path())
     path = begin_site(name, extends, kind or "pool", folder, search)

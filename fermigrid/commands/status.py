@@ -39,7 +39,7 @@ def _summary(name: str, folder: Any) -> dict[str, Any]:
     try:
         with following(folder, make_hand()) as f:
             refresh(f)
-            standing = standing_of(f.ledger)
+            standing = standing_of(f)
     except FermigridError as error:  # one that cannot be read must not hide the others
         return {"campaign": name, "jobs": "", "state": f"cannot be read: {error}", "folder": str(folder.path)}
     return {"campaign": name, "jobs": standing.jobs, "state": standing.words, "folder": str(folder.path)}
@@ -69,7 +69,7 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
 
     with following(locate(campaign), make_hand()) as f:
         problems = refresh(f)
-        standing = standing_of(f.ledger)
+        standing = standing_of(f)
         losers = f.ledger.jobs_in(State.FAILED) if failed else []
     if as_json:
         rows = [
@@ -82,6 +82,8 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
                 "folder": str(f.folder.path),
                 "jobs": standing.jobs,
                 "states": standing.counts,
+                "unsent": standing.unsent,
+                "blocked": standing.blocked,
                 "rehearsed": standing.rehearsed,
                 "batches": rows,
                 "failed": [{"job": j.name, "host": j.host, "code": j.code, "reason": j.reason} for j in losers],

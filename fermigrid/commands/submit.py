@@ -40,6 +40,7 @@ class FileOrCommand(click.Command):
 @click.option("--jobs", default=1, show_default=True, help="For a command: how often; FERMIGRID_RUN tells them apart.")
 @click.option("--code", multiple=True, metavar="PATH", help="For a command: a file or folder that travels with it.")
 @click.option("--software", multiple=True, metavar="NAME", help="For a command: software to mount in.")
+@click.option("--secret", "secrets", multiple=True, metavar="NAME", help="For a command: a secret of the site.")
 @click.option("--output", "outputs", multiple=True, metavar="FILE", help="For a command: a file that it writes.")
 @click.option("--cpus", type=int, help="For a command: cores.")
 @click.option("--memory", help="For a command, such as '2 GiB'.")
@@ -89,7 +90,7 @@ def command(
     from fermigrid.access import at_work_in
     from fermigrid.registry import refuse_second, registries
     from fermigrid.runfolder import RunFolder, check_path
-    from fermigrid.secret_check import refuse_unfit
+    from fermigrid.secret_check import look_again, refuse_unfit
     from fermigrid.submit import prepare
 
     name = assembled.campaign.campaign
@@ -99,7 +100,9 @@ def command(
         refuse_second(name, folder, *known)
     if not folder.ledger.is_file():  # nothing is made for a campaign that cannot be sent
         first = [name for name, step in assembled.campaign.steps.items() if not step.after]
-        refuse_unfit(assembled, [(step, place) for step in first for place in assembled.sites], datetime.now(UTC))
+        again = look_again(file, [site] if site else [], folders, parameters)
+        pairs = [(step, place) for step in first for place in assembled.sites]
+        refuse_unfit(assembled, pairs, datetime.now(UTC), f"Nothing was sent. {again}")
     prepare(folder, gid, trust)
     with at_work_in(folder.path, trust):
         return _submit(assembled, site, folder, search, wait)
@@ -124,11 +127,11 @@ def _submit(assembled: Any, site: str | None, folder: RunFolder, search: tuple[P
         for words in remember(folder, name, os.environ):
             hand.tell(words)
         with writing(folder.ledger):
-            sent = settle(ledger, folder, hand) + advance(f)
+            sent = settle(ledger, folder, assembled, hand) + advance(f)
         if not sent:
             why = "was submitted before; nothing new to send" if ledger.batches() else "has no jobs: nothing to do"
             hand.tell(f"{name} {why}")
-        standing = follow(f) if wait else standing_of(ledger)
+        standing = follow(f) if wait else standing_of(f)
     click.echo(f"{name}: {standing.headline}")
     click.echo(f"run folder: {folder.path}", err=True)
     if wait and not standing.good:

@@ -15,7 +15,7 @@ def command(campaign: str, once: bool) -> int:
 
     Ctrl-C ends the watching, not the jobs.
     """
-    from fermigrid.commands.following import follow, following, locate, make_hand
+    from fermigrid.commands.following import follow, following, locate, make_hand, tell_holds
     from fermigrid.ledger import writing
     from fermigrid.standing import standing_of
     from fermigrid.watch import watch_once
@@ -27,7 +27,8 @@ def command(campaign: str, once: bool) -> int:
                 turn = watch_once(f)
             for problem in turn.problems:
                 click.echo(problem, err=True)
-            standing = standing_of(f.ledger)
+            tell_holds(f, set())
+            standing = standing_of(f)
         else:
             standing = follow(f)
     click.echo(f"{f.assembled.campaign.campaign}: {standing.headline}")

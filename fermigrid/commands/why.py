@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from fermigrid.commands.options import campaign_argument, job_argument, json_option
@@ -15,27 +13,35 @@ from fermigrid.commands.options import campaign_argument, job_argument, json_opt
 @click.option("--lines", default=15, show_default=True, help="How many lines of its log.")
 @json_option
 def command(campaign: str, job: str, lines: int, as_json: bool) -> None:
-    """Why JOB of CAMPAIGN waits, is held, or failed: in words, with the tail of its log."""
+    """Why JOB of CAMPAIGN waits, is held, failed, or was not sent: in words, with the tail of its log."""
     from fermigrid.commands.following import following, locate, make_hand, refresh
     from fermigrid.commands.logs import without_report
     from fermigrid.commands.tables import print_json
+    from fermigrid.errors import NotFound
     from fermigrid.explain import explain_job
     from fermigrid.find_job import find_job, read_log
+    from fermigrid.unsent import explain_unsent
 
+    found = None
     with following(locate(campaign), make_hand()) as f:
-        problems = refresh(f)
-        found = find_job(f.ledger, f.folder, job)[-1]
-        words = [*problems, *explain_job(f.ledger, f.folder, found)]
-        log = without_report(read_log(found, f.folder) or b"").decode(errors="replace").splitlines()
-    tail = log[-lines:] if lines else []
+        words = list(refresh(f))
+        try:
+            found = find_job(f.ledger, f.folder, job)[-1]
+        except NotFound:
+            words += (unsent := explain_unsent(f, job))
+            if not unsent:
+                raise
+        words += explain_job(f, found) if found else ()
+        log = without_report(read_log(found, f.folder) or b"") if found else b""
+    state, batch = (str(found.record.state), found.batch.name) if found else ("not sent", None)
+    tail = log.decode(errors="replace").splitlines()[-lines:] if lines else []
     if as_json:
-        state = {"job": job, "state": found.record.state, "batch": found.batch.name, "why": words, "log": tail}
-        print_json(json.loads(json.dumps(state)))
+        print_json({"job": job, "state": state, "batch": batch, "why": words, "log": tail})
         return
-    click.echo(f"{job}: {found.record.state} ({found.batch.name} at {found.batch.site})")
+    click.echo(f"{job}: {state}" + (f" ({batch} at {found.batch.site})" if found else ""))
     for sentence in words:
         click.echo(f"  {sentence}")
-    if tail:
+    if found and tail:
         click.echo(f"the end of its log ({found.log}):" if found.log.is_file() else "the end of its log:")
         for line in tail:
             click.echo(f"  | {line}")

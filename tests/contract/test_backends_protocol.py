@@ -42,8 +42,8 @@ def protocol() -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_the_protocol_has_its_seven_functions() -> None:
-    assert sorted(METHODS) == ["explain", "find", "hold", "observe", "release", "remove", "submit"]
+def test_the_protocol_has_its_eight_functions() -> None:
+    assert sorted(METHODS) == ["explain", "explain_removal", "find", "hold", "observe", "release", "remove", "submit"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,6 +6,7 @@ The values are in the files named by `Planted.files`, and nowhere else until a j
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ title: A site with secrets of every kind
 contact: nobody
 manual: https://example.org/
 backend: htcondor
-htcondor: {{requirements: 'GLIDEIN_Site == "{glidein}"'}}
+htcondor: {htcondor}
 container: {container}
 secrets:
   xrootd:
@@ -55,7 +56,19 @@ secrets:
 output: {{kind: transfer}}
 """
 IN_THE_IMAGE = ("calibration", "grid", "storage")  # where the site starts the container: no /sps, no openssl in it
-LAUNCH = {"SITEA": "{launch: site, dialect: self-healing}", "SITEF": "{launch: worker}"}
+# Where jobs can be sent: what a site's file says of the way there, and of containers.
+WAYS = {
+    "SITEA": ("{requirements: 'GLIDEIN_Site == \"SITEA\"'}", "{launch: site, dialect: self-healing}"),
+    "SITEF": ("{requirements: 'GLIDEIN_Site == \"SITEF\"'}", "{launch: worker}"),
+    "slurm": (
+        "{grid: {kind: slurm, queue: milano, project: 'fermi:L1', options: ['-L sps:1']}}",
+        "{launch: worker, scratch: /lscratch}",
+    ),
+    "ce": (
+        "{grid: {kind: condor, ce: ce@fermigrid.test, pool: COLLECTOR}, requirements: 'GLIDEIN_Site == \"SITEF\"'}",
+        "{launch: worker}",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class Planted:
         return self.product.run(*command, code=code).stderr
 
 
-def plant(product: Product, glidein: str = "SITEF", name: str = "kinds") -> Planted:
+def plant(product: Product, way: str = "SITEF", name: str = "kinds") -> Planted:
     """Secrets of every kind, for the user of `product`, and the site `sites/<name>.yaml` that offers them."""
     here, folder = product.folder / "private", f"secrets-{uuid.uuid4().hex[:12]}"
     node = product.pool.directory / "sps" / folder
@@ -110,9 +123,19 @@ def plant(product: Product, glidein: str = "SITEF", name: str = "kinds") -> Plan
     shutil.move(key, node / "key")
     planted.seal()
     planted.renew()
-    text = SITE.format(name=name, glidein=glidein, container=LAUNCH[glidein], here=here, node=f"/sps/{folder}")
+    htcondor, container = WAYS[way]
+    if way == "ce":
+        htcondor = htcondor.replace("COLLECTOR", collector_of(product))
+    text = SITE.format(name=name, htcondor=htcondor, container=container, here=here, node=f"/sps/{folder}")
     product.write(f"sites/{name}.yaml", text)
     return planted
+
+
+def collector_of(product: Product) -> str:
+    """The address of the pool's collector, as the pool's own site of a CE has it."""
+    match = re.search(r' pool: ("[^"]+")', (product.pool.directory / "sites/pool-ce.yaml").read_text())
+    assert match, "the pool has no CE: ci/pool start grid"
+    return match[1]
 
 
 def own(*folders: Path) -> None:

@@ -178,7 +178,7 @@ def test_sealed_secrets_go_where_no_other_can(planted: Planted) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        ("short", ["ends at", "in 3 h", "a job of step look may take 4 h of walltime + 15 min to spare = 4 h 15 min"]),
+        ("short", ["ends at", "in 3 h", "step look (bad.yaml:", " 4 h of walltime + 15 min to spare = 4 h 15 min"]),
         ("gone", ["x509up: No such file or directory", "voms-proxy-init"]),
         ("limited", ["is a limited proxy"]),
         ("open", ["can be read by others (mode 0644): chmod 0600"]),

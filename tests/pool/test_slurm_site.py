@@ -358,7 +358,8 @@ def test_a_refused_job_leaves_the_queue_with_slurms_words(product: Product) -> N
     send(product, "bad", site_like(product, "bad-site", ("milano", "nonesuch")), "true")
     wait_for(product, "bad", "removed", 900)
     told = product.run("why", "bad", "command.0000").stdout
-    assert "the batch system refused it" in told and "Invalid partition name specified" in told
+    assert "Slurm refused it: sbatch: error: invalid partition specified: nonesuch; " in told
+    assert "there is no such queue" in told and "(htcondor.grid.queue, " in told
 
 
 # In the place of other batch systems' commands: keep the job's script, take the job, and know it as running

@@ -180,7 +180,7 @@ def test_outputs_that_did_not_come_back_whole(f: Following) -> None:
     batch = f.ledger.batches()[0]
     record = JobRecord(batch.id, 0, "go.0000", State.ENDED, "")
     came.write_bytes(b"f")
-    assert look_at(f, record).reason == "the output out.fit came back with 1 bytes instead of 3"
+    assert look_at(f, record).reason == "the output out.fit came back with 1 byte instead of 3"
     came.unlink()
     assert look_at(f, record).reason == "the output out.fit did not come back"
     came.mkdir()
@@ -279,7 +279,7 @@ def test_what_stands_in_the_way_of_one_output_does_not_stop_the_others(
         assert sorted(path.name for path in f.folder.outputs.iterdir() if path.read_bytes() == b"result") == [
             f"{number:04d}.fit" for number in (2, 3, 5, 6)
         ]
-        standing = standing_of(f.ledger)
+        standing = standing_of(f)
         assert (standing.unpublished, standing.good) == (3, False)
         (f.folder.outputs / "0001.fit").unlink()
         assert len(watch_once(f).problems) == 2

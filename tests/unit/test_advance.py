@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fermigrid.advance import Progress, all_work, block_name, blocks_of, work_needed
+from fermigrid.advance import Progress, all_work, block_name, blocks_of, count_blocked, work_needed
 from fermigrid.campaign import Campaign
 from fermigrid.plan import shares
 from fermigrid.runs import Run
@@ -82,6 +82,19 @@ def test_failures_of_several_steps_add_up() -> None:
         ("b0000", "merge"): Progress(True, frozenset({"r1"})),
     }
     assert needed(CHAIN, known, RUNS[:2]) == []
+
+
+def test_jobs_that_never_come_are_counted_in_every_block_and_later_step() -> None:
+    """Of r0 (3 clumps) the merging and the shipping; of r3, in the next block, the shipping."""
+    known = {
+        ("b0000", "clump"): Progress(True, frozenset({"r0"})),
+        ("b0001", "clump"): OVER,
+        ("b0001", "merge"): Progress(True, frozenset({"r3"})),
+    }
+    assert count_blocked(CHAIN, RUNS, known) == 3
+    assert count_blocked(CHAIN, RUNS, {}) == count_blocked(CHAIN, RUNS, {("b0000", "clump"): GOING}) == 0
+    back = campaign({"a": {"command": ["x"]}, "b": {**CLUMP, "after": ["a"]}})
+    assert count_blocked(back, RUNS, {("b0000", "a"): Progress(True, frozenset({"r0"}))}) == 3
 
 
 def test_a_failure_stops_only_what_comes_after_it() -> None:

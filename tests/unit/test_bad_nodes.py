@@ -32,12 +32,12 @@ def test_failures_of_nodes_are_counted_and_named(f: Following) -> None:
     for _ in range(2):  # what was read is not read again
         watch_once(f)
     nodes = (NodeFailures("bad.example.org", 82, 3), NodeFailures("pilot7@far", 91, 1))
-    assert standing_of(f.ledger).nodes == nodes
-    named = [line for line in standing_of(f.ledger).headline.splitlines() if "nodes" in line]
+    assert standing_of(f).nodes == nodes
+    named = [line for line in standing_of(f).headline.splitlines() if "nodes" in line]
     assert named == ["nodes that keep failing: bad.example.org (82 no image: 3 times)"]
 
 
 def test_the_last_start_of_a_job_counts(f: Following) -> None:
     start_and_fail(1, "slot1@bad", Seen.ENDED, 81)
     watch_once(f)
-    assert standing_of(f.ledger).nodes == (NodeFailures("bad", 81, 1),)
+    assert standing_of(f).nodes == (NodeFailures("bad", 81, 1),)

@@ -281,6 +281,31 @@ def test_json_wherever_a_table_is_printed(here: Path, capsys: pytest.CaptureFixt
     assert why["why"] == ["job 1 of cluster 1 waits for a machine"]
 
 
+def test_why_and_status_tell_of_jobs_that_are_not_sent(
+    here: Path, capsys: pytest.CaptureFixture[str], system: Memory
+) -> None:
+    submitted(here, capsys, SMALL + "  then: {after: [go], command: [/bin/true]}\n")
+    stand_in.end_job(system.landed[0], 1, 3)
+    call(capsys, "watch", "small", "--once")
+    assert call(capsys, "why", "small", "then.0001")[1] == (
+        "then.0001: not sent\n  not sent, because go.0001 failed (the payload ended with exit code 3)\n"
+    )
+    why = json.loads(call(capsys, "why", "small", "then.0001", "--json")[1])
+    assert (why["state"], why["batch"], len(why["why"]), why["log"]) == ("not sent", None, 1, [])
+    code, _, err = call(capsys, "why", "small", "then.0002")
+    assert code != 0 and "no job 'then.0002'" in err
+    stand_in.end_job(system.landed[0], 0)
+    assert "never sent, because what comes before failed or was removed: 1 job\n" in call(capsys, "status", "small")[1]
+    status = json.loads(call(capsys, "status", "small", "--json")[1])
+    assert (status["jobs"], status["unsent"], status["blocked"]) == (2, 2, 1)
+
+
+def test_watch_tells_why_jobs_are_held(here: Path, capsys: pytest.CaptureFixture[str], system: Memory) -> None:
+    submitted(here, capsys)
+    call(capsys, "hold", "small", "--job", "go.0001")
+    assert "1 job held: no reason given (fermigrid why small go.0001)" in call(capsys, "watch", "small", "--once")[2]
+
+
 def test_nothing_of_mine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(call(capsys, "status", "--json")[1]) == []
     assert call(capsys, "status")[0] == 0

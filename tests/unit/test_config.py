@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fermigrid.campaign import Campaign
 from fermigrid.config import load, nearest, parse_yaml, read_text, show_key, validate
-from fermigrid.errors import ConfigError, Problem
+from fermigrid.errors import MOST_SHOWN, ConfigError, Problem
 from tests.campaigns import SMALL, complaints, write
 
 
@@ -104,14 +104,24 @@ def test_an_alias_stands_for_its_anchor() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "1: must be keys with values"),
-        ("# nothing\n", "1: must be keys with values"),
+        ("", "1: has nothing in it; it must be keys with values"),
+        ("# nothing\n", "1: has nothing in it; it must be keys with values"),
         ("- a\n- b\n", "1: must be keys with values"),
         ("just words\n", "1: must be keys with values"),
-        ("a:\n\tb: c\n", "2: not YAML: found character '\\t'"),
-        ("a: [b\nc: d\n", "2: not YAML:"),
-        ("a: *b\n", "1: not YAML: found undefined alias"),
-        ("a: b\n---\nc: d\n", "2: not YAML: but found another document"),
+        ("a:\n\tb: c\n", "2: not YAML: a tab: indent with blanks"),
+        ("a: [b\nc: d\n", "2: not YAML: the list or mapping that is opened in line 1 is not closed with ]"),
+        ("x: y\na: {b: c\nd: e}\n", "3: not YAML: the list or mapping that is opened in line 2 is not closed with }"),
+        ("a: *b\n", "1: not YAML: '*b' means a value with the mark '&b'"),
+        ("a: b\n---\nc: d\n", "2: not YAML: a line '---' begins a second document"),
+        ("x: y\na: b: c\n", "2: not YAML: a ': ' too many"),
+        ("a: @b\n", "1: not YAML: a text that begins with '@' needs quotes"),
+        ('x: y\na: "b\nc: d\n', "not YAML: the quote that is opened in line 2 is not closed"),
+        ("x:\n- a\n b: c\n", "3: not YAML: a ': ' too many, a ':' without its blank before, or not indented"),
+        ("x:\n  - {a: b}\n   - {b: c}\n", "3: not YAML: it fits neither the line before nor what begins in line 2"),
+        ("a: - b\n", "1: not YAML: a list does not begin behind a key"),
+        ('a: "\\q"\n', "1: not YAML: in \"...\" a backslash is an escape, and 'q' is none: write \\\\"),
+        ("a: !!python/object:os.system ls\n", "1: a: unknown tag tag:yaml.org,2002:python/object:os.system"),
+        ("a: !!binary aGE=\n", "1: a: unknown tag"),
         ('x: y\na: "b\0c"\n', "2: not YAML: the character '\\x00'"),
         ("x: y\na: b\x07c\n", "2: not YAML: the character '\\x07'"),
         ('x: y\na: "\\UFFFFFFFF"\n', "not YAML: an escape is no character"),
@@ -320,3 +330,19 @@ def test_a_source_gives_the_line_of_the_nearest_parent(tmp_path: Path) -> None:
     _, source = load(Campaign, write(tmp_path))
     assert source.problem(("steps", "go", "resources", "cpus"), "m").line == 5
     assert source.problem(("nowhere",), "m").line == 1
+
+
+def test_a_text_in_braces_is_told_to_need_quotes(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(SMALL.replace('"{run}.fit"', "{run}"))
+    with pytest.raises(ConfigError) as refused:
+        load(Campaign, tmp_path / "c.yaml")
+    assert "{'run': None} must be a single text; one that begins with '{' needs quotes" in str(refused.value)
+
+
+def test_of_very_many_problems_the_first_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(SMALL + "".join(f"k{n}: v\n" for n in range(500)))
+    with pytest.raises(ConfigError) as refused:
+        load(Campaign, tmp_path / "c.yaml")
+    lines = str(refused.value).splitlines()
+    assert (len(refused.value.problems), len(lines)) == (500, MOST_SHOWN + 1)
+    assert lines[-1] == f"... and {500 - MOST_SHOWN} more"

@@ -127,6 +127,17 @@ def test_check_tells_each_with_its_line_and_the_way_out(tmp_path: Path) -> None:
     assert all("secrets: [name]" in line and CANARY not in line for line in told)
 
 
+def test_a_signed_url_of_an_input(tmp_path: Path) -> None:
+    """Whoever reads it can fetch the file: it is refused, and the message has the way to use one."""
+    text = (
+        SMALL.replace("{count: 2}", "{table: runs.csv}")
+        + f'    inputs: {{x: "https://example.org/x?X-Amz-Signature={CANARY}"}}\n'
+    )
+    told = complaints(tmp_path, text, f"run,place\nr1,https://example.org/x?sig={CANARY}\n")
+    assert len(told) == 2 and CANARY not in "".join(told)
+    assert all('curl -K "$CURL_URLS"' in line and "secrets: [name]" in line for line in told)
+
+
 def test_code_with_a_wallet_in_it(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/cwallet.sso").write_text(CANARY)

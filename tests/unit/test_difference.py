@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,12 +53,12 @@ def test_the_same_plans(tmp_path: Path, diff: Diff) -> None:
 
 
 CHANGES: dict[str, tuple[str, list[str]]] = {
-    "a variable": (FULL.replace("A: '1'", "A: '3'"), ["  job.env", "    env A: 1 -> 3"]),
-    "a variable more": (FULL.replace("B: '2'", "B: '2', C: x"), ["  job.env", "    env C: now x"]),
-    "a variable less": (FULL.replace(", B: '2'", ""), ["  job.env", "    env B: gone, was 2"]),
+    "a variable": (FULL.replace("A: '1'", "A: '3'"), ["  settings", "    environment.A: 1 -> 3"]),
+    "a variable more": (FULL.replace("B: '2'", "B: '2', C: x"), ["  settings", "    environment.C: now x"]),
+    "a variable less": (FULL.replace(", B: '2'", ""), ["  settings", "    environment.B: gone, was 2"]),
     "a resource": (
         FULL.replace("    outputs:", "    resources: {memory: 4 GiB}\n    outputs:"),
-        ["  submit file", "    request_memory: 2048M -> 4096M"],
+        ["  settings", "    resources.memory: 2 GiB -> 4 GiB"],
     ),
     "a job more": (
         FULL.replace("count: 2", "count: 3"),
@@ -69,11 +70,11 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
     ),
     "a command": (
         FULL.replace('/bin/true, "{run}"', '/bin/echo, "{run}"'),
-        ["  2 jobs changed: go.0000, go.0001", "    job go.0000: arg: /bin/true -> /bin/echo"],
+        ["  2 jobs changed: go.0000, go.0001", "    job go.0000: command: /bin/true -> /bin/echo"],
     ),
     "an output": (
         FULL.replace("{run}.fit", "x/{run}.fit"),
-        ["  2 jobs changed: go.0000, go.0001", "    job go.0000: out out.fit: to: 0000.fit -> x/0000.fit"],
+        ["  2 jobs changed: go.0000, go.0001", "    job go.0000: outputs.out.fit: 0000.fit -> x/0000.fit"],
     ),
 }
 
@@ -101,9 +102,65 @@ def test_another_site_and_another_worker(tmp_path: Path, diff: Diff) -> None:
     one, two = write(tmp_path / "1"), write(tmp_path / "2", site="local")
     out = diff(one, two)[1]
     assert "    site: pool -> local" in out
-    assert "  submit file\n" in out
+    assert "    container.launch: site -> worker\n" in out
+    assert "  submit file\n" not in out and " lines of job.sub (--raw shows them)\n" in out
+    assert "    universe: gone, was vanilla\n" in diff(one, two, "--raw")[1]
     assert out.count("pool -> local") == 1, "once, not for each place in which the site's name stands"
     assert "b0000/go.g0:" in out
+
+
+SLURM = """\
+site: farm
+title: A farm
+contact: me
+manual: https://example.org/
+backend: htcondor
+htcondor:
+  grid: {kind: slurm, queue: long, project: lat, options: [--licenses=sps]}
+container: {launch: worker, scratch: /scratch}
+binds:
+  - {from: /data, to: /in}
+  - {from: /scratch, mode: rw, required: false}
+secrets: {db: {kind: path, from: /db, point: {TNS_ADMIN: .}, environment: {N: "1"}}}
+output: {kind: posix, root: /out}
+"""
+TO_SLURM = [  # of sites `pool` and `farm`
+    "    container.launch: site -> worker",
+    "    container.scratch: now /scratch",
+    "    binds /in: now /data (ro)",
+    "    binds /scratch: now /scratch (rw, where it is)",
+    "    htcondor.requirements: gone, was HasSingularity",
+    "    htcondor.grid.kind: now slurm",
+    "    htcondor.grid.queue: now long",
+    "    htcondor.grid.project: now lat",
+    "    htcondor.grid.options: now --licenses=sps",
+    "    container.dialect: gone, was self-healing",
+    "    output.kind: transfer -> posix",
+    "    output.root: now /out",
+    "    secrets.db.from: now /db",
+    "    secrets.db.point.TNS_ADMIN: now .",
+    "    secrets.db.environment.N: now 1",
+]
+
+
+def test_two_sites_in_the_words_of_their_files(tmp_path: Path, diff: Diff) -> None:
+    """No macro, no field of job.env, no line of HTCondor's: those are counted, and shown when asked for."""
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites/farm.yaml").write_text(SLURM)
+    folders = []
+    for site, named in (("pool", ""), ("farm", "    secrets: [db]\n")):
+        text = SMALL.replace("    outputs", f"{named}    outputs")
+        (plan,) = plans(assemble(tmp_path, text, site=site, own=[tmp_path / "sites"]), site)
+        write_plan(plan, tmp_path / site / "b0000/go.g0")
+        folders.append(tmp_path / site)
+    out = diff(*folders)[1]
+    assert set(TO_SLURM) <= set(out.splitlines()), out
+    assert not re.search(r"fg_|job\.env|periodic|bind\.|\$\(|arg:", out), out
+    raw = diff(*folders, "--raw")[1]
+    assert "    periodic_hold_subcode: gone, was 45" in raw and "  worker\n" in raw
+    parts = [change["part"] for change in json.loads(diff(*folders, "--json")[1])["plans"][0]["changes"]]
+    (counted,) = (line for line in out.splitlines() if line.startswith("  and with it "))
+    assert counted == f"  and with it {parts.count('submit file')} lines of job.sub and worker.sh (--raw shows them)"
 
 
 def test_many_plans_with_the_same_change_are_one(tmp_path: Path, diff: Diff) -> None:
@@ -116,7 +173,7 @@ def test_many_plans_with_the_same_change_are_one(tmp_path: Path, diff: Diff) -> 
         folders.append(tmp_path / f"{number}/plan")
     out = diff(*folders)[1].splitlines()
     assert out[0].endswith("b0009/go.g0, ... (30 in all):")
-    assert out[1:] == ["  job.env", "    env A: 1 -> 3"]
+    assert out[1:] == ["  settings", "    environment.A: 1 -> 3"]
     assert diff(folders[0], folders[1] / "b0007/go.g0")[1].count("only in the first") == 1
 
 
@@ -137,7 +194,7 @@ def test_a_plan_that_was_altered_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.run(["diff", str(one), str(two)]) == 1
     out, err = capsys.readouterr()
     assert "changed after it was written: job.env" in err
-    assert "env EVIL: now ?[2J" in out
+    assert "environment.EVIL: now ?[2J" in out
 
 
 @pytest.mark.parametrize("name", ["job.env", "worker.sh", "items.txt", "bundle.tar.gz", "shards"])
@@ -182,7 +239,7 @@ def test_a_job_that_changed_and_moved() -> None:
         stream("a", "b", rows={"b": "job=b\targ=x\tenv=N=1"}), stream("b", "a", rows={"b": "job=b\targ=y\tenv=N=1"}), 4
     )
     assert (counts(found), found.names["changed"]) == ((0, 0, 1), ["b"])
-    assert found.fields == [Change("job b", "arg", "x", "y")]
+    assert found.fields == [Change("job b", "command", "x", "y")]
 
 
 def test_only_the_first_are_named() -> None:

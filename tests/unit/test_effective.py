@@ -269,21 +269,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_check_explain_is_a_table_of_120_columns(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_explain_is_a_table_with_the_value_at_its_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(
         capsys, "check", "campaign.yaml", "--explain", "--site", "own", "--sites", "sites", "--set", "emin=5"
     )
     assert code == 0
     lines = out.splitlines()
-    assert max(map(len, lines)) <= 120
     assert [line for line in lines if line and line[0] != " "][:4] == [
         "campaign c", "site own", "image light at own", "binds at own",
     ]  # fmt: skip
     rows = {line.split()[0]: line.split() for line in lines if line.startswith("  ") and line[2] != " "}
-    assert rows["parameters.emin"][1:] == ["5", "--set", "emin"]
-    assert rows["resources.walltime"][1:] == ["4", "h", "built-in"]
-    assert rows["container.runtimes"][-3:] == ["sites/base.yaml:12", "(parent", "site)"]
-    assert rows["environment.WHERE"][-2:] == ["campaign.yaml:8", "(campaign)"]
+    assert rows["parameters.emin"][1:] == ["--set", "emin", "5"]
+    assert rows["resources.walltime"][1:] == ["built-in", "4", "h"]
+    assert rows["container.runtimes"][1:4] == ["sites/base.yaml:12", "(parent", "site)"]
+    assert rows["environment.WHERE"][1:3] == ["campaign.yaml:8", "(campaign)"]
 
 
 def test_check_explain_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

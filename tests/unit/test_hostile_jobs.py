@@ -120,7 +120,7 @@ def test_names_in_a_report_are_the_plans_or_none(f: Following, victim: Path, att
     assert turn.problems == ()
     assert victim.read_bytes() == CONTENT
     assert not f.folder.outputs.exists() or list(f.folder.outputs.iterdir()) == []
-    assert standing_of(f.ledger).counts[State.FAILED] == 1
+    assert standing_of(f).counts[State.FAILED] == 1
 
 
 def test_a_report_in_the_ledger_cannot_reach_a_file_either(f: Following, victim: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_report_does_not_speak_to_the_terminal(f: Following) -> None:
     )  # fmt: skip
     watch_once(f)
     found = find_job(f.ledger, f.folder, JOB)[-1]
-    words = [*explain_job(f.ledger, f.folder, found), found.record.host, found.record.reason]
+    words = [*explain_job(f, found), found.record.host, found.record.reason]
     assert "ok" in "".join(words)
     assert all(char.isprintable() for word in words for char in word), words
 
@@ -235,7 +235,7 @@ def test_a_report_of_other_shapes_is_none(f: Following, changes: dict[str, Any])
     watch_once(f)
     found = find_job(f.ledger, f.folder, JOB)[-1]
     assert "report cannot be read" in found.record.reason
-    assert list(explain_job(f.ledger, f.folder, found))
+    assert list(explain_job(f, found))
 
 
 @pytest.mark.parametrize("thing", THINGS)

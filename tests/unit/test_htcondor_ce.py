@@ -61,6 +61,16 @@ def test_the_ces_own_words_are_without_htcondors_numbers() -> None:
     assert said(ad(JobStatus=5, HoldReason=reason))[0] == "held: Failed to submit job. no jobs above 5 GB (ce@x)"
 
 
+def test_the_reason_of_a_job_that_was_given_up_is_explained() -> None:
+    reason = "it was held, and no release cured it: ERROR: Failed to submit job.  SCHEDD:2:no jobs above 5 GB"
+    assert words.explain_removal(reason, "0/0")[0] == "that means: the CE refused the job"
+    meaning, advice = words.explain_removal("it was held, and no release cured it: x", "34/102")
+    assert meaning == "that means: it used more than it had asked for (102: memory, 104: disk)"
+    assert advice.startswith("what to do: ask for more")
+    assert words.explain_removal("fermigrid remove (by user fermi)", "12/2") == ()
+    assert words.explain_removal("it was held, and no release cured it: x", "") == ()
+
+
 def test_a_hold_there_with_a_code_is_explained_as_any_hold() -> None:
     told = said(ad(JobStatus=5, HoldReasonCode=1, HoldReason="via condor_hold (by user fermi)"))
     assert told[1] == "that means: a person held it"
@@ -69,6 +79,8 @@ def test_a_hold_there_with_a_code_is_explained_as_any_hold() -> None:
 @pytest.mark.parametrize(
     ("there", "told"),
     [
+        ({"deaf": "no way"}, "the collector 127.0.0.1:1 does not answer (htcondor.grid.pool): no way"),
+        ({"absent": True}, "the collector 127.0.0.1:1 knows no schedd ce@x (htcondor.grid.ce)"),
         ({"silent": "no token"}, "ce@x does not tell this shell more: no token"),
         ({"job": None}, "ce@x does not know it"),
         ({"job": {"JobStatus": 5, "HoldReason": "because"}}, "there it is held: because"),

@@ -10,6 +10,8 @@ import pytest
 
 from fermigrid.backends import htcondor_grid as grid
 from fermigrid.backends import htcondor_words as words
+from fermigrid.campaign import Resources
+from fermigrid.grid import Grid
 from fermigrid.report import INFRASTRUCTURE
 from fermigrid.resources import shipped
 
@@ -48,7 +50,9 @@ def test_a_job_that_waits_in_slurm() -> None:
 def test_a_job_that_is_not_there_yet() -> None:
     told = said(ad(GridJobId=f"batch slurm {SANDBOX}", GridResourceUnavailableTime=1060))
     assert told[1] == "Slurm has not answered for 1 min; HTCondor asks again by itself, and nothing is lost"
-    assert told[2] == "HTCondor's gridmanager has not handed it to Slurm yet: it does so some at a time"
+    assert len(told) == 2
+    told = said(ad(GridJobId=f"batch slurm {SANDBOX}"))
+    assert told[1:] == ["HTCondor's gridmanager has not handed it to Slurm yet: it does so some at a time"]
 
 
 def test_a_job_that_runs_there() -> None:
@@ -86,6 +90,27 @@ def test_what_slurm_refuses(sbatch: str, meaning: str) -> None:
     assert "leaves the queue" in third
 
 
+def test_the_last_refusal_has_slurms_words_and_the_key_to_look_at() -> None:
+    """The reason of the event with which such a job leaves the queue; then HTCondor is not asked any more."""
+    refused = REFUSED.format("Invalid partition name specified")
+    reason = words.removal(f"the batch system refused it: {refused}")
+    assert reason == (
+        "Slurm refused it: sbatch: error: invalid partition specified: x; "
+        "sbatch: error: Batch job submission failed: Invalid partition name specified"
+    )
+    assert words.explain_removal(reason, "0/0") == (
+        "that means: there is no such queue, or it is not for you (htcondor.grid.queue)",
+    )
+    assert words.detention(refused) == reason.removeprefix("Slurm refused it: ")
+
+
+def test_every_key_that_a_refusal_names_is_one_of_the_models() -> None:
+    keys = re.findall(r"\((htcondor|resources)\.([a-z.]+)\)", "".join(meaning for _, meaning in grid._REFUSALS))
+    models = {"htcondor": {f"grid.{name}" for name in Grid.model_fields}, "resources": set(Resources.model_fields)}
+    assert len(keys) == 8
+    assert all(name in models[part] for part, name in keys)
+
+
 @pytest.mark.parametrize(
     "words_of_sbatch",
     [
@@ -120,7 +145,7 @@ def test_an_end_without_a_report_names_what_may_tell() -> None:
     [
         ("batch lsf", f"batch lsf {SANDBOX} lsf/20261122/77", "LSF", "77"),
         ("batch sge", f"batch sge {SANDBOX}", "Grid Engine", ""),
-        ("condor ce@x 127.0.0.1:1", "condor ce@x 127.0.0.1:1 12.0", "condor ce@x 127.0.0.1:1", "12.0"),
+        ("condor ce@x 127.0.0.1:1", "condor ce@x 127.0.0.1:1 12.0", "ce@x", "12.0"),
         ("arc https://x/", "", "arc https://x/", ""),
     ],
 )

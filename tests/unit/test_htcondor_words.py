@@ -218,7 +218,7 @@ def explain(
 def test_a_waiting_job_behind_others() -> None:
     (_, told) = explain(IDLE, match=ROOM, ahead={"jobs": 60, "cluster": 31})
     assert told == (
-        "8 of 8 slots could run it, and 3 have room now: 60 waiting jobs of yours come before it, those of cluster 31 "
+        "8 of 8 slots could run it, and 3 have room now: before it: 60 waiting jobs of yours, those of cluster 31 "
         "first; if nothing can run those, HTCondor may not look at this one until they are held or removed"
     )
     (_, told) = explain(IDLE, match=ROOM, ahead={"jobs": 0, "cluster": None})
@@ -239,14 +239,14 @@ def test_a_waiting_job_that_no_slot_fits() -> None:
     clauses = [{"text": "TARGET.Memory >= RequestMemory", "slots": 0}, {"text": "HasSingularity", "slots": 3}]
     nothing = {"clauses": clauses, "memory": 0, "possible": 0, "willing": 0, "free": 0}
     assert explain(IDLE, match=ROOM | nothing)[1:] == (
-        "none of the 8 slots of the pool can ever run it:",
+        "none of the pool's slots (8) can ever run it:",
         "- memory: 64 GiB or more: 0 of 8 slots",
     )
 
 
 def test_a_waiting_job_that_slots_fit_but_do_not_take() -> None:
     told = explain(IDLE, match=ROOM | {"willing": 0, "free": 0})
-    assert told[-1] == "- 8 slots suit it, but their own policy does not take it"
+    assert told[-1] == "- 8 slots would suit it, but for their own policy"
 
 
 def test_a_waiting_job_with_a_past() -> None:
@@ -257,9 +257,9 @@ def test_a_waiting_job_with_a_past() -> None:
     }
     told = explain(IDLE | past, match=ROOM | {"free": 0})
     assert told[1:] == (
-        "its container could not start on 2 machine(s), last slot1@node7",
-        "it was sent back to the queue: StartdDraining 1 times; last from slot1@node7",
-        "its worker ended 1 time(s) with a failure of the machine; it waits for another machine first",
+        "its container could not start on 2 machines, last slot1@node7",
+        "it was sent back to the queue: StartdDraining 1 time; last from slot1@node7",
+        "its worker ended 1 time with a failure of the machine; it waits for another machine first",
         "8 of 8 slots could run it, none has room now: they are busy or, for some minutes, where it failed before",
     )
 
@@ -287,7 +287,7 @@ def test_a_job_that_is_not_made_yet() -> None:
 def test_a_held_job_of_a_limited_batch_tells_what_it_blocks() -> None:
     factory = {"JobMaterializeLimit": 20, "JobsHeld": 7}
     told = explain({"JobStatus": 5, "HoldReason": "x", "HoldReasonCode": 1}, factory=factory)
-    assert told[-1] == "7 held jobs of the batch take part of the 20 places that it may have in the queue"
+    assert told[-1] == "held jobs of the batch take 7 of the 20 places that it may have in the queue"
 
 
 @pytest.mark.parametrize(

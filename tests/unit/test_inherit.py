@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fermigrid.errors import ConfigError, NotFound
 from fermigrid.inherit import read_site, site_names
 from fermigrid.ledger import open_ledger
 from fermigrid.runfolder import RunFolder
-from fermigrid.site import Site, load_site
+from fermigrid.site import Site, load_site, read_catalogue
 from fermigrid.submit import begin
 from tests.campaigns import SITES, SMALL, assemble, complaints, make_hand
 
@@ -197,7 +198,7 @@ def test_whatever_lies_over_what_each_value_has_its_place(
 def test_two_sites_that_extend_each_other(tmp_path: Path) -> None:
     put(tmp_path, {"a": "site: a\nextends: b\n", "b": "site: b\n\nextends: a\n"})
     assert refusal("a", [tmp_path]) == (
-        f"{tmp_path}/b.yaml:3: extends: the sites extend each other, round and round: a -> b -> a"
+        f"{tmp_path}/b.yaml:3: extends: the sites extend each other, round and round: a -> b -> a. Take one `extends` out"
     )
 
 
@@ -205,7 +206,7 @@ def test_a_longer_circle_behind_a_good_site(tmp_path: Path) -> None:
     circle = {name: f"site: {name}\nextends: {after}\n" for name, after in ("ab", "bc", "cd", "db")}
     put(tmp_path, circle)
     assert refusal("a", [tmp_path]).endswith(
-        "d.yaml:2: extends: the sites extend each other, round and round: a -> b -> c -> d -> b"
+        "d.yaml:2: extends: the sites extend each other, round and round: a -> b -> c -> d -> b. Take one `extends` out"
     )
 
 
@@ -235,7 +236,7 @@ def test_a_site_that_extends_itself_without_a_later_folder(tmp_path: Path) -> No
     put(tmp_path, {"own": "site: own\nextends: own\n"})
     assert refusal("own", [tmp_path, SITES]) == (
         f"{tmp_path}/own.yaml:2: extends: 'own' is this site itself; "
-        "it means the 'own' of a later folder, and there is none"
+        "it means the 'own' of a later folder, and there is none. Take the line out, or name another site"
     )
 
 
@@ -276,13 +277,32 @@ def test_a_name_is_not_inherited(tmp_path: Path) -> None:
     assert refusal("own", [tmp_path]) == f"{tmp_path}/own.yaml:1: site: is required"
 
 
-def test_names_of_sites_leave_out_what_is_none(tmp_path: Path) -> None:
-    put(tmp_path, {"base": BASE, "images": "", ".base": ""})
-    (tmp_path / "gone.yaml").symlink_to("nowhere")
-    (tmp_path / "folder.yaml").mkdir()
-    assert site_names([tmp_path, tmp_path / "absent"]) == ["base"]
-    with pytest.raises(NotFound):
-        read_site("gone", [tmp_path])
+@pytest.mark.parametrize("name", ["gone", "folder", "pipe", "loop"])
+def test_what_has_the_name_of_a_site_and_is_no_file_is_told(tmp_path: Path, name: str) -> None:
+    """In its place the site of a later folder would be used, without a word."""
+    own = tmp_path / "own"
+    put(tmp_path / "later", dict.fromkeys(("base", "gone", "folder", "pipe", "loop"), BASE) | {"images": ""})
+    put(own, {"base": BASE, "images": "", ".base": ""})
+    (own / "gone.yaml").symlink_to("nowhere")
+    (own / "loop.yaml").symlink_to("loop.yaml")
+    (own / "folder.yaml").mkdir()
+    os.mkfifo(own / "pipe.yaml")
+    assert site_names([own, tmp_path / "absent"]) == ["base", "folder", "gone", "loop", "pipe"]
+    said = {"gone": "a link to a file that is not there", "loop": "cannot be read: Too many levels of symbolic links",
+            "folder": "is a folder, not a file", "pipe": "is no plain file"}  # fmt: skip
+    assert f"{own}/{name}.yaml: " in (told := refusal(name, [own, tmp_path / "later"])) and said[name] in told
+    (own / "images.yaml").unlink()
+    (own / "images.yaml").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"images\.yaml: is a link to a file that is not there"):
+        read_catalogue([own, tmp_path / "later"])
+
+
+@pytest.mark.parametrize("name", ["base.yaml", "sites/base", "./base.yaml", "/etc/base.yml"])
+def test_a_path_in_place_of_a_name(tmp_path: Path, name: str) -> None:
+    put(tmp_path, {"base": BASE, "own": f"site: own\nextends: {name}\n"})
+    with pytest.raises(NotFound, match="give its name, 'base', and its folder with --sites"):
+        read_site(name, [tmp_path])
+    assert "own.yaml:2: extends: no site " in refusal("own", [tmp_path])
 
 
 # --- what is to be asked for
@@ -301,7 +321,8 @@ def test_open_questions_are_listed_where_they_stand_with_the_contact_and_the_way
         f"{tmp_path}/base.yaml:13: binds[1].from: ask me: where is pbs",
         f"{tmp_path}/own.yaml:3: proxy: ask me: the proxy",
     ]
-    assert "`fermigrid site new own --extends own`" in refused.value.hint
+    files = f"{tmp_path}/base.yaml:7, 13 and {tmp_path}/own.yaml:3"
+    assert refused.value.hint == f"Answer these in {files}: put each answer in the place of its !ask."
 
 
 def test_a_site_with_open_questions_can_be_extended_and_answered(tmp_path: Path) -> None:
@@ -373,7 +394,7 @@ def test_a_campaign_at_a_site_with_open_questions_is_refused_with_them_and_the_w
         with pytest.raises(ConfigError) as refused:
             assemble(tmp_path, text, site=site, own=[own])
         assert [problem.line for problem in refused.value.problems] == [7, 13]
-        assert "fermigrid site new base --extends base" in refused.value.hint
+        assert f"Answer these in {own}/base.yaml:7, 13: " in refused.value.hint
 
 
 def test_a_secret_that_is_to_be_filled_in_is_asked_for_by_who_names_it_alone(tmp_path: Path) -> None:
@@ -383,7 +404,7 @@ def test_a_secret_that_is_to_be_filled_in_is_asked_for_by_who_names_it_alone(tmp
     assert list(assemble(tmp_path, SMALL, site="base", own=[own]).sites["base"].secrets) == ["db"]
     (problem,) = find_problems(assemble(tmp_path, named, site="base", own=[own]))
     assert problem.key.endswith("secrets[1]") and "ask " in problem.message and "where?" in problem.message
-    assert "base.yaml:15)" in problem.message and "fermigrid site new base --extends base" in problem.message
+    assert "base.yaml:15)" in problem.message and f"Answer these in {own}/base.yaml:15: " in problem.message
 
 
 # --- a run folder keeps them all

@@ -18,7 +18,7 @@ from fermigrid.plan import Assembled
 from tests.campaigns import NOW, SITES, argv, plans, rows, values
 
 DEFAULTS: dict[str, Any] = {
-    "image": "light", "name": None, "jobs": 1, "code": (), "software": (), "outputs": (),
+    "image": "light", "name": None, "jobs": 1, "code": (), "software": (), "secrets": (), "outputs": (),
     "cpus": None, "memory": None, "disk": None, "walltime": None, "retries": None,
 }  # fmt: skip
 

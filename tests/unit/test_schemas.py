@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from tests.schemas import SCHEMAS, text_of
 from tests.unit.test_inherit import BASE
 
 
-class Question:
-    """An open question, as an editor's parser has it: no value at all."""
+class Question(str):
+    """An open question, as an editor has it: its text. It is marked where no text is wanted."""
 
 
 class Editor(yaml.SafeLoader):
@@ -38,7 +39,7 @@ for tag, pattern, first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
     Editor.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first))
-Editor.add_constructor("!ask", lambda _loader, _node: Question())
+Editor.add_constructor("!ask", lambda _loader, node: Question(node.value))
 
 
 def complaints(file: str, text: str) -> list[str]:
@@ -73,6 +74,23 @@ FILES = [
 @pytest.mark.parametrize(("file", "path"), [pytest.param(f, p, id=str(p.relative_to(ROOT))) for f, p in FILES])
 def test_examples_and_shipped_files_are_valid(file: str, path: Path) -> None:
     assert complaints(file, path.read_text()) == []
+
+
+def test_the_settings_of_the_page_find_the_schema_of_every_file() -> None:
+    """As yaml-language-server reads them: the file's path from the project's folder against each pattern."""
+    page = (ROOT / "docs/reference/site.md").read_text()
+    (text,) = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
+    settings = json.loads(text)
+    assert settings["yaml.customTags"] == ["!ask scalar"]
+    for file, path in FILES:
+        place = path.name if file == "campaign" else f"sites/{path.name}"
+        found = []
+        for schema, globs in settings["yaml.schemas"].items():
+            patterns = [globs] if isinstance(globs, str) else globs
+            no = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+            if any(fnmatch(place, one) for one in patterns) and not any(fnmatch(place, one) for one in no):
+                found.append(Path(schema).name)
+        assert found == [f"{file}.schema.json"], path
 
 
 def test_there_are_examples() -> None:

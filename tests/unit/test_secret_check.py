@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from fermigrid.backends.htcondor_wire import find_clear_wire
 from fermigrid.errors import ConfigError, SecretRefused
 from fermigrid.planfolder import is_plan, write_plan
 from fermigrid.quoting import decode_lines
-from fermigrid.seal import make_key, read_certificate, read_signer, seal
-from fermigrid.sealed import write_text
+from fermigrid.seal import is_signed, make_key, read_certificate, read_signer, seal
+from fermigrid.sealed import parse_text, write_text
 from fermigrid.secret_check import all_pairs, find_unfit, refuse_unfit
 from fermigrid.secret_files import find_openings, read_proxy
 from tests.campaigns import assemble, fermigrid, finish, plans, python
@@ -35,7 +36,7 @@ container: {{launch: worker, rehearsal: true, runtimes: [none]}}
 secrets:
   wallet: {{kind: transfer, from: {f}/wallet, point: {{TNS_ADMIN: .}}, home: {{.my.cnf: my.cnf}}}}
   oracle:
-    {{kind: sealed, from: {f}/oracle.sealed, signer: {f}/me/certificate.pem, key: /k, certificate: /c, point: {{ORA: .}}}}
+    {{kind: sealed, from: {f}/oracle.sealed, signer: {f}/me/certificate.pem, key: /k, certificate: {c}, point: {{ORA: .}}}}
   grid: {{kind: proxy, from: {f}/x509up, point: {{X509_USER_PROXY: x509up}}}}
   storage: {{kind: token, service: scitokens, permissions: "read:/", point: {{BEARER_TOKEN_FILE: scitokens.use}}}}
   shared: {{kind: path, from: /absent, point: {{SHARED: .}}}}
@@ -71,16 +72,19 @@ def folder(tmp_path: Path, person: Holder, keys: Path) -> Path:
     return tmp_path
 
 
-def put_seal(folder: Path, name: str = "oracle", **dates: datetime) -> None:
-    to = [(folder, read_certificate(folder / "site/certificate.pem"))]
+def put_seal(folder: Path, name: str = "oracle", site: str = "site", **dates: datetime) -> None:
+    to = [(folder, read_certificate(folder / site / "certificate.pem"))]
     me = read_signer(folder / "me/key.pem", folder / "me/certificate.pem", None)
     sealed = seal(name, folder / "wallet", to, me, **{"since": NOW, "until": NOW + timedelta(days=9), **dates})
     (folder / "oracle.sealed").write_text(write_text(sealed))
 
 
-def put_site(folder: Path, backend: str = "htcondor", change: tuple[str, str] = ("", "")) -> None:
+def put_site(
+    folder: Path, backend: str = "htcondor", change: tuple[str, str] = ("", ""), certificate: str = "/c"
+) -> None:
     (folder / "sites").mkdir(exist_ok=True)
-    (folder / "sites/own.yaml").write_text(SITE.format(f=folder, backend=backend).replace(*change))
+    text = SITE.format(f=folder, backend=backend, c=certificate)
+    (folder / "sites/own.yaml").write_text(text.replace(*change))
 
 
 def unfit(folder: Path, *secrets: str, now: datetime = NOW) -> list[str]:
@@ -99,8 +103,12 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path) -> None:
     text = CAMPAIGN.format("wallet, grid, oracle")
     assembled = assemble(folder, text, site="own", own=[folder / "sites"])
     with pytest.raises(SecretRefused) as error:
-        refuse_unfit(assembled, all_pairs(assembled), NOW + timedelta(days=8, hours=23))
+        refuse_unfit(assembled, all_pairs(assembled), NOW + timedelta(days=8, hours=23), "What goes on.")
+    assert error.value.hint.endswith("What goes on.")
     wallet, grid, oracle = str(error.value).splitlines()
+    for line, number, name in ((wallet, 8, "wallet"), (grid, 11, "grid"), (oracle, 9, "oracle")):
+        assert line.startswith(f"{folder}/sites/own.yaml:{number}: secrets.{name}: "), line
+    assert f"a job of step go ({folder}/campaign.yaml:4) may take" in oracle
     assert wallet.endswith("wallet: No such file or directory") and "voms-proxy-init" in grid
     assert "the seal of secret oracle at site own" in oracle and "4 h of walltime + 15 min" in oracle
 
@@ -174,7 +182,61 @@ def test_a_seal_that_is_not_valid_yet(folder: Path) -> None:
 
 def test_a_signer_that_did_not_sign_it(folder: Path) -> None:
     put_site(folder, change=("me/certificate.pem", "site/certificate.pem"))
-    assert "it is signed by CN=me" in unfit(folder, "oracle")[0]
+    assert "is signed by CN=me" in unfit(folder, "oracle")[0]
+
+
+@pytest.mark.parametrize("part", ["name", "until", "for", "signed by", "content"])
+def test_a_sealed_file_that_was_changed(folder: Path, part: str) -> None:
+    """Whatever of it is altered, its signature does not fit; a plan is not made of it either."""
+    path = folder / "oracle.sealed"
+    text = path.read_text()
+    line = next(line for line in text.splitlines() if line.startswith(f"{part}: " if part != "content" else "MII"))
+    changed = {
+        "name": "name: wallet",
+        "until": f"until: {NOW + timedelta(days=99):%Y-%m-%dT%H:%M:%SZ}",
+        "for": "for: CN=somebody (serial 5f3c)",
+        "signed by": line.replace("CN=me", "CN=me "),
+        "content": line[:-1] + ("A" if line[-1] != "A" else "B"),
+    }[part]
+    path.write_text(text.replace(line, changed))
+    (said,) = unfit(folder, "oracle")
+    words = "is signed by CN=me " if part == "signed by" else "was changed after CN=me"
+    assert words in said and said.startswith(f"{folder}/sites/own.yaml:9: secrets.oracle: "), said
+    with pytest.raises(SecretRefused, match=words) as error:
+        plans(assemble(folder, CAMPAIGN.format("oracle"), site="own", own=[folder / "sites"]), "own")
+    assert str(error.value).startswith(f"{folder}/sites/own.yaml:9: secrets.oracle: ")
+
+
+def test_a_seal_of_somebody_with_the_signers_name(folder: Path) -> None:
+    """The certificate's subject and number are anybody's to write; the key is not."""
+    put_seal(folder)
+    genuine = (folder / "oracle.sealed").read_text()
+    me, other = (
+        read_signer(folder / who / "key.pem", folder / who / "certificate.pem", None) for who in ("me", "site")
+    )
+    assert is_signed(parse_text(genuine), me.certificate) and not is_signed(parse_text(genuine), other.certificate)
+    put_seal(folder, until=NOW + timedelta(days=1))
+    signature = genuine[genuine.index("-----BEGIN SIGNATURE") :]
+    other_text = (folder / "oracle.sealed").read_text()
+    (folder / "oracle.sealed").write_text(other_text[: other_text.index("-----BEGIN SIGNATURE")] + signature)
+    assert "was changed after CN=me" in unfit(folder, "oracle")[0]
+
+
+def test_a_seal_for_another_site(folder: Path) -> None:
+    """Where the site's certificate is at its place on this machine, too; else only the node can tell."""
+    put_seal(folder, site="me")
+    assert unfit(folder, "oracle") == []
+    _, _, err = fermigrid("secret", "check", "--site", "own", "--sites", folder / "sites", "--json", cwd=folder)
+    assert "own: secret oracle is sealed for CN=me (serial" in err and "only they can see" in err
+    certificate = folder / "site/certificate.pem"
+    put_site(folder, certificate=str(certificate))
+    (said,) = unfit(folder, "oracle")
+    assert "it is sealed for CN=me (serial" in said and f"seal it anew with --to {certificate}" in said
+    put_seal(folder)
+    assert unfit(folder, "oracle") == []
+    certificate.unlink()
+    put_site(folder, backend="local", certificate=str(certificate))
+    assert f"{certificate} cannot be read: No such file" in unfit(folder, "oracle")[0]
 
 
 def test_a_sealed_file_that_is_none(folder: Path) -> None:
@@ -308,7 +370,7 @@ def test_keys_that_do_not_go_with_a_kind(folder: Path, written: str, words: str)
 
 
 def test_the_commands(folder: Path) -> None:
-    put_site(folder, backend="local", change=("  shared: ", "  unused: "))
+    put_site(folder, "local", ("  shared: ", "  unused: "), certificate=f"{folder}/site/certificate.pem")
     (folder / "c.yaml").write_text(CAMPAIGN.format("wallet, oracle, grid"))
     own = ("--sites", folder / "sites")
     code, out, err = fermigrid("secret", "list", "--site", "own", *own, cwd=folder)
@@ -324,7 +386,25 @@ def test_the_commands(folder: Path) -> None:
             verb, "c.yaml", "--site", "own", *own, cwd=folder, env={"FERMIGRID_STATE": str(folder)}
         )
         assert code == 21 and "Put the file there itself" in err
+        *_, told = err.partition("To look again: ")
+        again = fermigrid(*shlex.split(told)[1:], cwd=folder)
+        assert again[0] == 21 and "Put the file there itself" in again[2], told
     assert not (folder / "fermigrid-runs").exists()
+
+
+def test_a_command_names_its_secrets(folder: Path) -> None:
+    put_site(folder, backend="local")
+    (folder / "wallet/my.cnf").write_text("known\n")
+    env = {"FERMIGRID_STATE": str(folder / "state")}
+    submit = ("submit", "--site", "own", "--sites", folder / "sites", "--image", "light", "--wait", "--run-dir", "r")
+    script = 'grep -q known "$TNS_ADMIN/my.cnf" && echo 1 > seen'
+    code, _, err = fermigrid(
+        *submit, "--secret", "wallet", "--output", "seen", "--", "sh", "-c", script, cwd=folder, env=env
+    )
+    assert code == 0, err
+    assert (folder / "r/outputs/seen").read_text() == "1\n"
+    code, _, err = fermigrid(*submit[:-1], "r2", "--secret", "walet", "--", "sh", "-c", script, cwd=folder, env=env)
+    assert code == 11 and "offers no secret 'walet'; did you mean 'wallet'?" in err
 
 
 def test_a_passphrase_is_never_asked_for_without_a_terminal(folder: Path) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
+import click
 import pytest
 
 from fermigrid import cli
 from fermigrid.inherit import read_site, site_names
 from fermigrid.kinds import KINDS, kind_of
 from fermigrid.site import load_site, wrong_values
-from tests.campaigns import SITES, SMALL
+from tests.campaigns import ROOT, SITES, SMALL
 from tests.unit.test_inherit import ASKS, BASE, put
 
 Result = tuple[int, str, str]
@@ -53,9 +59,9 @@ def test_the_list_says_kind_parent_and_how_many_questions_are_open(
     code, out, _ = call(capsys, "site", "list", "--sites", "own")
     assert code == 0
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
-    assert rows["site"] == ["site", "kind", "extends", "open", "title", "contact"]
+    assert rows["site"] == ["site", "kind", "extends", "open", "title"]
     assert rows["base"][1:5] == ["pool", "-", "2", "Base"]
-    assert rows["own"][1:] == ["pool", "base", "2", "Mine", "ada@example.org"]
+    assert rows["own"][1:] == ["pool", "base", "2", "Mine"]
     assert rows["local"][1:4] == ["local", "-", "0"]
     found = {row["site"]: row for row in json.loads(call(capsys, "site", "list", "--sites", "own", "--json")[1])}
     assert found["own"] == {
@@ -88,7 +94,126 @@ def test_a_named_site_with_open_questions_is_not_complete(here: Path, capsys: py
     assert code == 11
     assert out == f"{SITES}/local.yaml: good\n"
     assert f"{here}/own/base.yaml:7: htcondor.requirements: ask ada@example.org: which slots run containers?\n" in err
-    assert "fermigrid site new base --extends base" in err
+    assert f"Answer these in {here}/own/base.yaml:7, 13: put each answer in the place of its !ask." in err
+    assert "site new" not in err
+
+
+def test_questions_of_a_shipped_file_go_into_the_own_one_that_is_there(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(here / "own", {"slac": 'site: slac\nextends: slac\nproxy: !ask "the proxy"\n'})
+    code, _, err = call(capsys, "site", "check", "slac", "--sites", "own")
+    assert code == 11
+    assert f"Answer these in {here}/own/slac.yaml:3: " in err
+    assert f"Those of a shipped file: write their keys with your answers into {here}/own/slac.yaml." in err
+    assert "site new" not in err
+
+
+@pytest.mark.parametrize(
+    ("site", "text", "said"),
+    [
+        ("pool", "container:\n  launch: worker\n", "a.yaml:4: container.launch: launch: worker starts the container itself, "
+         f"and has no use for dialect: self-healing; an empty `dialect:` takes away one that is inherited. container.dialect is at {SITES}/pool.yaml:11\n"),
+        ("slac", "container: {dialect: plain}\n", f"container.launch is at {SITES}/slac.yaml:18\n"),
+        ("slac", "container: {launch: site}\n", "a.yaml:3: container.launch: launch: site needs a dialect"),
+    ],
+)  # fmt: skip
+def test_two_keys_that_do_not_go_together_are_told_where_each_stands(
+    here: Path, capsys: pytest.CaptureFixture[str], site: str, text: str, said: str
+) -> None:
+    put(here / "own", {"a": f"site: a\nextends: {site}\n{text}"})
+    code, _, err = call(capsys, "site", "check", "a", "--sites", "own")
+    assert code == 11
+    assert said in err
+    put(here / "own", {"a": f"site: a\nextends: {site}\n{text}".replace("worker\n", "worker\n  dialect:\n")})
+    if site == "pool":
+        assert call(capsys, "site", "check", "a", "--sites", "own")[0] == 0
+
+
+# --- where site files are looked for
+
+
+def test_every_folder_of_the_variable_must_be_there(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").write_text("")
+    (here / "own").mkdir()
+    (here / "c.yaml").write_text(SMALL)
+    monkeypatch.setenv("FERMIGRID_SITES", f"{here}/own:{here}/gone:{here}/file:{here}/file/in")
+    for verb in (["site", "list"], ["site", "check"], ["site", "show", "pool"], ["check", "c.yaml"],
+                 ["render", "c.yaml", "-s", "pool", "-o", "plan"], ["submit", "c.yaml", "-s", "pool"]):  # fmt: skip
+        code, out, err = call(capsys, *verb)
+        assert (code, out) == (19, ""), verb
+        assert f"FERMIGRID_SITES names {here}/gone: there is no such folder\n" in err
+        assert f"FERMIGRID_SITES names {here}/file: is a file, not a folder\n" in err
+        assert f"FERMIGRID_SITES names {here}/file/in: cannot be reached: Not a directory\n" in err
+        assert f"names {here}/own" not in err and "Correct the variable" in err
+
+
+def test_a_folder_of_the_variable_that_may_not_be_read(here: Path) -> None:
+    (here / "own").mkdir(mode=0o300)
+    command = [sys.executable, "-m", "fermigrid", "site", "check"]
+    if os.geteuid() == 0:  # who may read everything otherwise
+        caps = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}", *command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FERMIGRID_SITES": str(here / "own")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (19, "")
+    assert f"FERMIGRID_SITES names {here}/own: you may not read it\n" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["check", "submit"])
+def test_an_empty_name_of_a_site_is_no_name(here: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    (here / "c.yaml").write_text(SMALL)
+    code, out, err = call(capsys, verb, "c.yaml", "--site", "")
+    assert (code, out) == (2, "") and "Invalid value for '--site' / '-s': it is empty" in err
+
+
+def test_a_new_site_makes_the_first_folder_of_the_variable_alone(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FERMIGRID_SITES", f"{here}/own:{here}/gone")
+    assert call(capsys, "site", "new", "mine")[0] == 19
+    monkeypatch.setenv("FERMIGRID_SITES", f"{here}/own")
+    assert call(capsys, "site", "new", "mine")[:2] == (0, f"{here}/own/mine.yaml\n")
+    assert call(capsys, "site", "new", "other")[0] == 0
+
+
+# --- how wide
+
+
+def on_screen(columns: int, *arguments: str) -> str:
+    """What fermigrid shows on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    with subprocess.Popen(
+        [sys.executable, "-m", "fermigrid", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        os.close(theirs)
+        shown = b"".join(iter(lambda: _read(ours), b""))
+    os.close(ours)
+    assert process.returncode == 0
+    return click.unstyle(shown.decode())
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux's word for the end of a terminal
+        return b""
+
+
+@pytest.mark.parametrize("columns", [100, 80])
+def test_tables_fit_the_screen_and_hide_nothing(columns: int, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "c.yaml").write_text(SMALL.replace("image: light", "image: fermi-rhel6"))
+    for verb in (["site", "list"], ["check", "c.yaml", "--site", "slac", "--explain"]):
+        everything = call(capsys, *verb)[1]
+        shown = on_screen(columns, *verb)
+        assert max(map(len, shown.splitlines())) <= columns, verb
+        assert sorted(shown.split()) == sorted(everything.split()), verb
 
 
 def test_what_is_wrong_is_an_error_with_or_without_a_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,8 +86,8 @@ def test_a_site_is_named_like_its_file(tmp_path: Path) -> None:
     [
         ("backend: local", "backend: slurm", ":5: backend: 'slurm' is not allowed. Allowed: 'htcondor' or 'local'"),
         ("backend: local", "backend: locl", "did you mean 'local'"),
-        ("{launch: worker}", "{launch: site}", ":6: container: launch: site needs a dialect"),
-        ("{launch: worker}", "{launch: worker, dialect: plain}", "dialect must be none"),
+        ("{launch: worker}", "{launch: site}", ":6: container.launch: launch: site needs a dialect"),
+        ("{launch: worker}", "{launch: worker, dialect: plain}", "container.dialect is at"),
         ("{launch: worker}", "{launch: worker, workdir: srv}", "must be an absolute path"),
         ("{launch: worker}", "{launch: worker, limits: {path: 30}}", "has no unit"),
         ("{launch: worker}", "{launch: worker, node_cache: {path: /c, limit: 5}}", "container.node_cache.limit"),

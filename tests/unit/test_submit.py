@@ -7,16 +7,27 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fermigrid import backends
 from fermigrid.control import control
-from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionDoubt, SubmissionRefused
+from fermigrid.errors import (
+    BackendUnavailable,
+    LedgerError,
+    RunFolderError,
+    SecretRefused,
+    SubmissionDoubt,
+    SubmissionRefused,
+)
 from fermigrid.ledger import open_ledger
 from fermigrid.plan import Assembled
+from fermigrid.planfolder import plan_faults
 from fermigrid.runfolder import RunFolder
+from fermigrid.seal import make_key, read_certificate, read_signer, seal
+from fermigrid.sealed import write_text
 from fermigrid.standing import standing_of
 from fermigrid.states import Seen, State
 from fermigrid.submit import as_submitted, batch_id, begin, campaign_digest, prepare, rendered, settle
@@ -146,7 +157,7 @@ def test_what_a_killed_beginning_left_is_begun_anew(tmp_path: Path, system: Memo
 def test_a_campaign_is_submitted_once(tmp_path: Path, system: Memory) -> None:
     for sent in (1, 0):
         with campaign(tmp_path) as f:
-            assert settle(f.ledger, f.folder, f.hand) == 0
+            assert settle(f.ledger, f.folder, f.assembled, f.hand) == 0
             assert advance(f) == sent
     assert [batch.name for batch in system.landed] == ["small.b0000.go.g0"]
 
@@ -174,11 +185,70 @@ def test_what_landed_unheard_is_adopted(
     system.answer = "yes"
     said: list[str] = []
     with campaign(tmp_path, said=said) as f:
-        assert settle(f.ledger, f.folder, f.hand) == 1
+        assert settle(f.ledger, f.folder, f.assembled, f.hand) == 1
         assert advance(f) == 0
         assert f.ledger.batches()[0].cluster == 1
     assert len(system.landed) == 1
     assert said == ["adopted small.b0000.go.g0: it had landed, cluster 1 at here"]
+
+
+SEALED_SITE = """\
+site: own
+title: t
+contact: c
+manual: https://example.org/
+backend: local
+container: {launch: worker, rehearsal: true, runtimes: [none]}
+secrets:
+  oracle:
+    kind: sealed
+    from: FOLDER/oracle.sealed
+    signer: FOLDER/me/certificate.pem
+    key: FOLDER/site/key.pem
+    certificate: FOLDER/site/certificate.pem
+    point: {ORA: .}
+output: {kind: transfer}
+"""
+
+
+def put_seal(folder: Path, days: float) -> None:
+    """Seal a file anew."""
+    (folder / "wallet").write_text("x")
+    to = [(folder, read_certificate(folder / "site/certificate.pem"))]
+    me = read_signer(folder / "me/key.pem", folder / "me/certificate.pem", None)
+    until = datetime.now(UTC) + timedelta(days=days)
+    sealed = seal("oracle", folder / "wallet", to, me, since=until - timedelta(days=30), until=until)
+    (folder / "oracle.sealed").write_text(write_text(sealed))
+
+
+def test_what_did_not_land_is_not_sent_with_a_secret_that_has_ended(tmp_path: Path, system: Memory) -> None:
+    """It stays in doubt, so that it is still found; sealed anew, it is planned anew and sent once."""
+    for name in ("me", "site"):
+        make_key(tmp_path / name, name, 365, None, datetime.now(UTC) - timedelta(days=60))
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites/own.yaml").write_text(SEALED_SITE.replace("FOLDER", str(tmp_path)))
+    put_seal(tmp_path, 9)
+    own, run, hand = [tmp_path / "sites"], RunFolder(tmp_path / "run"), make_hand()
+    text = SMALL + "    secrets: [oracle]\n"
+    assembled = assemble(tmp_path, text, site="own", own=own)
+    prepare(run)
+    with closing(begin(assembled, run, "own", list(map(str, own)), hand)) as ledger:
+        f = Following(ledger, run, assembled, "own", replace(hand, now=lambda: datetime.now(UTC)))
+        system.answer = "silent"
+        with pytest.raises(BackendUnavailable):
+            advance(f)
+        (first,) = ledger.batches()
+        system.answer = "yes"
+        put_seal(tmp_path, 0.001)
+        with pytest.raises(SecretRefused, match=r"own\.yaml:8: secrets\.oracle: the seal of secret oracle") as error:
+            settle(ledger, run, assembled, f.hand)
+        assert f"fermigrid watch {run.path}" in error.value.hint
+        assert ledger.batches() == [first] and system.landed == []
+        put_seal(tmp_path, 8)
+        assert settle(ledger, run, assembled, f.hand) + advance(f) == 2
+        (second,) = ledger.batches()
+        assert second.submitted and second.digest != first.digest and len(system.landed) == 1
+        assert not plan_faults(rendered(run, second).plan_dir, second.digest)
 
 
 @pytest.mark.parametrize(("answer", "error"), [("silent", BackendUnavailable), ("dead", Killed)])
@@ -190,7 +260,7 @@ def test_what_did_not_land_is_sent_after_two_denials(
         advance(f)
     system.answer = "yes"
     with campaign(tmp_path) as f:
-        assert settle(f.ledger, f.folder, f.hand) == 1
+        assert settle(f.ledger, f.folder, f.assembled, f.hand) == 1
         assert f.ledger.batches()[0].submitted
     assert (len(system.landed), system.asked) == (1, 2)
 
@@ -202,7 +272,7 @@ def test_a_commit_that_comes_after_the_first_denial_is_adopted(tmp_path: Path, s
     system.answer = "yes"
     waited: list[float] = []
     with campaign(tmp_path) as f:
-        settle(f.ledger, f.folder, f.hand, waited.append)
+        settle(f.ledger, f.folder, f.assembled, f.hand, waited.append)
     assert (len(system.landed), len(waited)) == (1, 1)
 
 
@@ -213,7 +283,7 @@ def test_a_doubt_stays_while_the_system_is_silent(tmp_path: Path, system: Memory
     system.answer = "silent"
     with campaign(tmp_path) as f:
         with pytest.raises(BackendUnavailable):
-            settle(f.ledger, f.folder, f.hand)
+            settle(f.ledger, f.folder, f.assembled, f.hand)
         assert [batch.submitted for batch in f.ledger.batches()] == [None]
         assert "no answer" in watch_once(f).problems
     assert len(system.landed) == 1
@@ -240,7 +310,7 @@ def test_a_plan_that_was_changed_after_it_was_intended_is_not_sent(tmp_path: Pat
         system.answer = "yes"
         (rendered(f.folder, f.ledger.batches()[0]).plan_dir / "job.env").write_text("other")
         with pytest.raises(RunFolderError, match="was changed or damaged after it was intended"):
-            settle(f.ledger, f.folder, f.hand)
+            settle(f.ledger, f.folder, f.assembled, f.hand)
     assert system.landed == []
 
 
@@ -420,17 +490,17 @@ def test_a_removal_without_an_answer_is_not_called_good(tmp_path: Path, system: 
         system.answer = "silent"
         with pytest.raises(BackendUnavailable):
             control(f, "remove", [], [])
-        assert "`fermigrid remove` again" in standing_of(f.ledger).headline
+        assert "`fermigrid remove` again" in standing_of(f).headline
         for batch in system.landed:
             for index in range(batch.jobs):
                 end_job(batch, index)
         system.answer = "yes"
         watch_once(f)
-        standing = standing_of(f.ledger)
+        standing = standing_of(f)
         assert (len(standing.batches), standing.good) == (1, False)
         assert "nothing more of it is sent" in standing.headline
         control(f, "remove", [], [])
-        assert not standing_of(f.ledger).good
+        assert not standing_of(f).good
 
 
 def test_looking_sends_nothing(tmp_path: Path, system: Memory) -> None:

@@ -103,6 +103,7 @@ def test_a_payload_that_ignores_term_is_killed_after_its_grace(make_job: MakeJob
     done = finish(process, 8)
     assert 0.8 < time.monotonic() - began < 5
     assert (done.code, done.data["signal"]) == (137, 9) and set(done.data["signals"]) == {"TERM"}
+    assert done.message.endswith("told to end by signal TERM")  # not twice, however often it came
 
 
 def check_ended(process: subprocess.Popen[bytes], phase: str, number: signal.Signals = signal.SIGTERM) -> None:

@@ -1,0 +1,145 @@
+"""What is said of jobs that are not sent, of those that are held, and of those that were given up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fermigrid.assemble import assemble_kept
+from fermigrid.backends import JobSeen
+from fermigrid.commands.following import tell_holds
+from fermigrid.control import control
+from fermigrid.explain import explain_job
+from fermigrid.find_job import find_job
+from fermigrid.runfolder import RunFolder
+from fermigrid.standing import standing_of
+from fermigrid.states import Seen
+from fermigrid.submit import begin, prepare
+from fermigrid.unsent import explain_unsent
+from fermigrid.watch import Following, watch_once
+from tests.campaigns import SITES, SMALL, assemble, make_hand
+from tests.stand_in import TIME, Memory, end_job
+from tests.unit.test_submit import CHAIN, TABLE, campaign, system
+
+__all__ = ["system"]
+SHIP = CHAIN + '  ship:\n    after: [merge]\n    command: [/bin/true, "{run}"]\n'
+
+
+def test_what_waits_for_a_failed_job_is_counted_and_told(tmp_path: Path, system: Memory) -> None:
+    """The clumps of r1 are two; one fails. The merging of r1 and what comes after that never come, r2 goes on."""
+    with campaign(tmp_path, SHIP, TABLE) as f:
+        watch_once(f)
+        before = "not sent yet: it waits for the end of clump in block b0000 (so far 0 of 3)"
+        assert explain_unsent(f, "merge.r1") == (before,)
+        assert explain_unsent(f, "ship.r1") == (
+            "not sent yet: it waits for the end of merge in block b0000, which is not sent yet",
+        )
+        for index, code in enumerate((0, 3, 0)):
+            end_job(system.landed[0], index, code)
+        watch_once(f)
+        because = ("not sent, because clump.r1.c001 failed (the payload ended with exit code 3)",)
+        assert explain_unsent(f, "merge.r1") == explain_unsent(f, "ship.r1") == because
+        standing = standing_of(f)
+        assert (standing.jobs, standing.unsent, standing.blocked) == (4, 3, 2)
+        assert standing.headline == (
+            "4 jobs, 2 done, 1 waiting, 1 failed\nnever sent, because what comes before failed or was removed: 2 jobs"
+        )
+        for name in ("merge.r3", "merge.r", "merge.r1.c000", "clump.r1", "other.r1", ""):
+            assert explain_unsent(f, name) == ()
+        end_job(system.landed[1], 0)
+        watch_once(f)
+        end_job(system.landed[2], 0)
+        assert watch_once(f).finished
+        standing = standing_of(f)
+        assert (standing.jobs, standing.unsent, standing.blocked) == (5, 2, 2)
+
+
+def test_a_campaign_in_which_all_is_well_says_nothing_of_what_is_to_come(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        standing = standing_of(f)
+        assert (standing.headline, standing.unsent, standing.blocked) == ("3 jobs, 3 waiting", 2, 0)
+
+
+@pytest.mark.parametrize(("text", "unsent"), [(SMALL, 0), (CHAIN, 2)])
+def test_a_removal_speaks_of_what_was_not_sent_only_where_there_is_such(
+    tmp_path: Path, system: Memory, text: str, unsent: int
+) -> None:
+    with campaign(tmp_path, text, TABLE if text is CHAIN else None) as f:
+        watch_once(f)
+        control(f, "remove", [], [])
+        watch_once(f)
+        _, *more = standing_of(f).headline.splitlines()
+        assert standing_of(f).unsent == unsent
+        assert more == ["it was removed: nothing more of it is sent (not sent yet: 2 jobs)"] * (unsent > 0)
+        if unsent:
+            assert explain_unsent(f, "merge.r1")[0].startswith("not sent: the campaign was removed on ")
+
+
+def test_what_waits_for_jobs_that_a_person_removed(tmp_path: Path, system: Memory) -> None:
+    """The whole step, of which the batch system does not tell every job."""
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        (batch,) = f.ledger.batches()
+        f.ledger.remove(batch.id, f.hand.now(), "me")
+        watch_once(f)
+        assert standing_of(f).blocked == 2
+        assert explain_unsent(f, "merge.r2")[0].startswith("not sent, because two.b0000.clump.g0 was removed on ")
+
+
+def test_each_reason_of_a_hold_is_told_once_and_equal_ones_together(tmp_path: Path, system: Memory) -> None:
+    said: list[str] = []
+    told: set[str] = set()
+    with campaign(tmp_path, SMALL.replace("count: 2", "count: 4"), said=said) as f:
+        watch_once(f)
+        said.clear()
+
+        def hold(index: int, reason: str) -> None:
+            system.news.append(JobSeen(system.landed[0].batch_id, index, Seen.HELD, TIME, reason=reason, code="12/2"))
+            watch_once(f)
+            tell_holds(f, told)
+
+        hold(0, "")
+        assert said.pop() == "1 job held: no reason given (fermigrid why small go.0000)"
+        system.news += [JobSeen(system.landed[0].batch_id, 1, Seen.HELD, TIME, reason="no disk on n1", code="12/2")]
+        hold(2, "no disk on n2")
+        assert said == ["2 jobs held: no disk on n1 (fermigrid why small go.0001)"]
+        hold(3, "no disk on n3")
+        assert len(said) == 1
+
+
+def test_a_key_that_decides_is_told_with_its_line(tmp_path: Path, system: Memory) -> None:
+    """Of the person's own site file while that is what was submitted; of the run folder's copy when it has changed."""
+    own = tmp_path / "own"
+    own.mkdir()
+    site = (SITES / "local.yaml").read_text() + "htcondor:\n  timeout: 5 s\n"
+    (own / "local.yaml").write_text(site)
+    site_line = len(site.splitlines()) - 1
+    text = SMALL + "    resources:\n      memory: 1 GiB\n"
+    run, hand = RunFolder(tmp_path / "run"), make_hand([])
+    prepare(run)
+    assembled = assemble(tmp_path, text, own=[own])
+    ledger = begin(assembled, run, "local", [str(own), str(SITES)], hand)
+    f = Following(ledger, run, assembled, "local", hand)
+    f = replace(f, assembled=assemble_kept(run, ledger.campaign()))
+    watch_once(f)
+    for seen in (Seen.HELD, Seen.REMOVED):
+        system.news.append(
+            JobSeen(system.landed[0].batch_id, 0, seen, TIME, reason=str(seen), code="0/7" * (seen == "held"))
+        )
+    watch_once(f)
+
+    def told() -> list[str]:
+        return list(explain_job(f, find_job(f.ledger, f.folder, "go.0000")[-1]))
+
+    memory_line = f"{run.campaign}:{text.splitlines().index('      memory: 1 GiB') + 1}"
+    reason, advice = told()
+    assert reason == "removed"
+    assert (
+        advice == f"0/7: removed (htcondor.grid.queue, {own}/local.yaml:{site_line}) (resources.memory, {memory_line})"
+    )
+    (own / "local.yaml").write_text("site: local\n")
+    assert f"(htcondor.grid.queue, {run.sites}/0/local.yaml:{site_line})" in told()[1]
+    ledger.close()
