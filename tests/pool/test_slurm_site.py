@@ -216,7 +216,7 @@ def test_people_hold_release_and_remove_jobs(product: Product) -> None:
     wait_until("Slurm's job ends", lambda: in_slurm(product, "stay")["JobState"] == "CANCELLED")
     product.run("release", "stay")
     wait_until("another runs", lambda: runs(product, "stay"))
-    assert in_slurm(product, "stay")["JobId"] != first
+    wait_until("its log has another", lambda: in_slurm(product, "stay")["JobId"] != first)
     product.run("remove", "stay")
     wait_for(product, "stay", "removed")
     wait_until("Slurm's job ends", lambda: in_slurm(product, "stay")["JobState"] == "CANCELLED")
@@ -230,8 +230,7 @@ def test_a_failure_of_the_node_is_tried_again(product: Product) -> None:
     log = product.folder / "again/blocks/b0000/events.log"
     wait_until("the first start fails", lambda: "exit code 84" in log.read_text())
     assert state(product, "again") == "waiting"
-    told = product.run("why", "again", "command.0000").stdout
-    assert "the worker ended with exit code 84, which charges the machine: the job starts again" in told
+    until_why_says(product, "again", "the worker ended with exit code 84, which charges the machine: the job starts")
     late.mkdir()
     wait_for(product, "again", "done")
 
