@@ -104,6 +104,12 @@ def in_slurm(product: Product, name: str) -> dict[str, str]:
     return dict(re.findall(r"(\S+?)=(\S*)", told))
 
 
+def number_of(product: Product, name: str, before: str = "") -> str:
+    """Slurm's number of the newest job of a campaign, another than `before`: a job may run before its log tells."""
+    wait_until("its log has a number", lambda: in_slurm(product, name).get("JobId", before) != before)
+    return in_slurm(product, name)["JobId"]
+
+
 def state(product: Product, name: str) -> str:
     """The state of the campaign's one job, as status has it."""
     states = json.loads(product.run("status", name, "--json").stdout)["states"]
@@ -170,6 +176,7 @@ def test_a_job_gets_all_that_it_asks_for_and_gives_all_back(product: Product) ->
         )  # fmt: skip
         product.run("submit", "c.yaml", "--site", "farm", "--sites", "sites", "--run-dir", "full")
         wait_until("the payload runs", lambda: any(path.name == "here" for path in lscratch.glob("*/work/*")))
+        number_of(product, "full")
         told = in_slurm(product, "full")
         (folder,) = (path for path in lscratch.iterdir() if (path / "work/here").exists())
         there = folder.stat()
@@ -209,14 +216,14 @@ def test_the_example_campaign_through_slurm_audits_clean(product: Product, runs:
 def test_people_hold_release_and_remove_jobs(product: Product) -> None:
     stay(product, "stay")
     wait_until("it runs", lambda: runs(product, "stay"))
-    first = in_slurm(product, "stay")["JobId"]
+    first = number_of(product, "stay")
     until_why_says(product, "stay", f"it runs in Slurm, as its job {first}")
     product.run("hold", "stay")
     wait_for(product, "stay", "held")
     wait_until("Slurm's job ends", lambda: in_slurm(product, "stay")["JobState"] == "CANCELLED")
     product.run("release", "stay")
     wait_until("another runs", lambda: runs(product, "stay"))
-    wait_until("its log has another", lambda: in_slurm(product, "stay")["JobId"] != first)
+    assert number_of(product, "stay", before=first) != first
     product.run("remove", "stay")
     wait_for(product, "stay", "removed")
     wait_until("Slurm's job ends", lambda: in_slurm(product, "stay")["JobState"] == "CANCELLED")
@@ -262,7 +269,7 @@ def test_jobs_that_end_behind_htcondor_are_failed_and_never_done(product: Produc
     for name in ("told", "killed"):
         wait_until(f"{name} runs", lambda name=name: runs(product, name))
     wait_until("it waits in Slurm", lambda: in_slurm(product, "never").get("JobState") == "PENDING")
-    numbers = {name: in_slurm(product, name)["JobId"] for name in ("told", "killed", "never")}
+    numbers = {name: number_of(product, name) for name in ("told", "killed", "never")}
     until_why_says(product, "never", f"Slurm has it as its job {numbers['never']}")
     product.pool.run("fermi", "scancel", numbers["told"], numbers["never"])
     signal_worker(product, "killed", "KILL")
@@ -343,7 +350,7 @@ def test_a_worker_that_does_not_end_at_its_walltime_is_ended_by_slurm(product: P
     site = site_like(product, "short", ("walltime: 7 d", "walltime: 1 min"))
     stay(product, "long", site, "--walltime", "1 min", before="trap '' TERM; " if deaf else "")
     wait_until("it runs", lambda: runs(product, "long"))
-    number = in_slurm(product, "long")["JobId"]
+    number = number_of(product, "long")
     signal_worker(product, "long", "STOP")
     wait_for(product, "long", "failed", 300)
     assert in_slurm(product, "long")["JobState"] == "TIMEOUT"
