@@ -275,12 +275,11 @@ def test_jobs_that_end_behind_htcondor_are_failed_and_never_done(product: Produc
     signal_worker(product, "killed", "KILL")
     for name in numbers:
         wait_for(product, name, "failed")
-    why = {name: product.run("why", name, "command.0000").stdout for name in numbers}
-    assert "told to end by signal TERM" in why["told"]
-    assert "its log did not come back" in why["never"]
+    until_why_says(product, "told", "told to end by signal TERM")
     for name in ("killed", "never"):
-        assert f"it ended in Slurm, as its job {numbers[name]}, and left no report" in why[name]
-        assert f"`sacct -j {numbers[name]} " in why[name]
+        said = until_why_says(product, name, f"it ended in Slurm, as its job {numbers[name]}, and left no report")
+        assert f"`sacct -j {numbers[name]} " in said
+        assert "its log did not come back" in said or name == "killed"
     lscratch = product.pool.directory / "nodes/milan01/lscratch"
     left = [path for path in lscratch.iterdir() if path.stat().st_uid == UID]
     assert left  # of the killed one; the next job on the node sweeps what is older than a minute
@@ -354,9 +353,8 @@ def test_a_worker_that_does_not_end_at_its_walltime_is_ended_by_slurm(product: P
     signal_worker(product, "long", "STOP")
     wait_for(product, "long", "failed", 300)
     assert in_slurm(product, "long")["JobState"] == "TIMEOUT"
-    told = product.run("why", "long", "command.0000").stdout
     words = f"it ended in Slurm, as its job {number}, and left no report" if deaf else "over its walltime of 60 s"
-    assert words in told
+    until_why_says(product, "long", words)
 
 
 @pytest.mark.drill
