@@ -70,7 +70,7 @@ _scratch_is_full() {
 _on_error() {  # STATUS FUNCTION LINE COMMAND
     [ "$BASHPID" = "$$" ] || exit "$1"  # a subshell: its parent decides
     trap - ERR
-    ! _ending_signal || _finish $((128 + ending)) "ended by signal $came in phase $phase ($2, line $3, status $1)"
+    ! _ending_signal || _finish $((128 + ending)) "ended by signal $ends in phase $phase ($2, line $3, status $1)"
     if [ "$phase" != finish ] && _scratch_is_full; then
         _finish "$SCRATCH_FULL" "scratch is full ($scratch): $2, line $3"
     fi
@@ -80,7 +80,7 @@ _on_error() {  # STATUS FUNCTION LINE COMMAND
 # Runs in the middle of whatever is going on, often a `read`, so it reads nothing: a second `read` makes the first one wait for ever.
 _on_signal() {  # NAME NUMBER
     signals+=("$1")
-    [[ " $came " == *" $1 "* ]] || came+=${came:+ }$1
+    [[ " $ends " == *" $1 "* ]] || ends+=${ends:+ }$1
     if [ -n "$finishing" ]; then
         return 0
     elif [ "$phase" = payload ]; then
@@ -97,7 +97,7 @@ _on_signal() {  # NAME NUMBER
 
 _calm() {  # ends a stretch in which signals wait; such stretches may lie in each other
     critical=${critical%?}
-    [ -n "$critical$finishing" ] || [ -z "$deferred" ] || _finish $((128 + deferred)) "ended by signal $came in phase $phase"
+    [ -n "$critical$finishing" ] || [ -z "$deferred" ] || _finish $((128 + deferred)) "ended by signal $ends in phase $phase"
 }
 
 _ending_signal() {  # -> true, and `ending` its number, when a signal has come that ends a job

@@ -39,7 +39,7 @@ _take_inner_report() {
 
 _inner_failed() {  # STATUS
     json_report=''
-    if _ending_signal; then _finish $((128 + ending)) "the container was ended by signal $came"; fi
+    if _ending_signal; then _finish $((128 + ending)) "the container was ended by signal $ends"; fi
     ! _find_broken || _finish "$CVMFS_BROKEN" "the container ended with status $1$broken"
     if [ "$1" = 126 ] || [ "$1" = 127 ]; then
         _finish "$NO_IMAGE" "the image cannot run the worker (status $1): order wrapper-inside needs bash and coreutils in it"

@@ -174,7 +174,7 @@ _run_payload() {
         esac
         if [ ${#signals[@]} != 0 ] && [ "$status" -gt 128 ]; then
             if _ending_signal; then status=$((128 + ending)); fi
-            _finish "$status" "ended by signal $came before the payload had started"
+            _finish "$status" "ended by signal $ends before the payload had started"
         fi
         _container_failed
     done
@@ -223,7 +223,7 @@ _judge_payload() {  # STATUS of the payload
     _log "payload: exit $status"
     if _ending_signal; then
         [ "$status" != 0 ] || status=$((128 + ending))
-        _finish_mapped "$status" "the payload was told to end by signal $came"
+        _finish_mapped "$status" "the payload was told to end by signal $ends"
     fi
     [ "$status" != 0 ] || return 0
     if _scratch_is_full; then _finish "$SCRATCH_FULL" "$words, and scratch is full ($scratch)"; fi

@@ -6,7 +6,7 @@ out_path=() out_bytes=() out_sha=() out_file=() out_part=() out_result=()
 _stage_out() {
     local i
     _phase stage_out
-    if _ending_signal; then _finish $((128 + ending)) "ended by signal $came before stage-out"; fi
+    if _ending_signal; then _finish $((128 + ending)) "ended by signal $ends before stage-out"; fi
     [ ${#out_name[@]} -gt 0 ] || return 0
     _set_deadline limit.stage_out
     _check_outputs

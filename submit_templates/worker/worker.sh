@@ -67,7 +67,7 @@ declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stag
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null overlay=unknown version_fd='' oci='' oci_fd=''
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_link=''
 secret_dir='' secret_fd='' guard_fd='' live='' said_fd=''
-inner_runs='' away='' scratch_fd='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() came='' pending=() passed=0
+inner_runs='' away='' scratch_fd='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() ends='' pending=() passed=0
 end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' ask_fd='' parts=()
@@ -92,11 +92,13 @@ _main() {
     _need "$TAME" "$shard_file" "shard file"
     _need "$TAME" "$batch" "batch"
     _need '^[1-9][0-9]{0,8}$' "$row_number" "row"
+    critical=.  # until it is known which secrets came with the job: they would stay
     _log "job $job, batch $batch, on $HOSTNAME in $scratch"
     _bindable "$scratch"
     _make_folders
     _parse_settings job.env
     [ ${#secret[@]} = 0 ] || _guard_secrets
+    _calm
     attempt=g${set_of[generation]}.${attempt#*.}
     [ -z "${set_of[walltime]:-}" ] || end_by=$((begin_ms + set_of[walltime] * 1000))
     _check_digests "${6:-}"

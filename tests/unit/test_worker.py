@@ -71,3 +71,18 @@ def test_a_worker_without_a_part_has_no_function_of_it(optional: str) -> None:
 def test_what_goes_to_a_node_is_small(plan: Path) -> None:
     fields = [(key, value) for key, _, value in (line.partition("=") for line in plan.read_text().splitlines())]
     assert len(assemble_worker(WORKER.parents[1], fields)) < 60_000
+
+
+def test_no_function_hides_what_the_worker_knows() -> None:
+    """A trap runs in the middle of any function: what it reads may not be another's local variable."""
+    parts = {path.name: path.read_text() for path in WORKER.parent.glob("*.sh")}
+    known = parts["worker.sh"].partition("# ==== what is known\n")[2].partition("# ==== the flow\n")[0]
+    names = set(re.findall(r"(?m)(?:^| )([a-z_]+)=", known))
+    assert {"job", "signals", "phase", "secret_dir"} <= names
+    hidden = {
+        (name, part)
+        for part, text in parts.items()
+        for words in re.findall(r"\blocal ([^;\n]*)", text)
+        for name in names & set(re.findall(r"(?:^| )([a-z_]+)", re.sub(r"'[^']*'|\"[^\"]*\"|\([^)]*\)", "", words)))
+    }
+    assert hidden <= {("runtime", "report.sh"), ("answer", "secrets_live.sh")}, "each of these is no affair of a trap's"
