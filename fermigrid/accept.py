@@ -10,13 +10,14 @@ import shutil
 import stat
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
 from fermigrid.errors import FermigridError
+from fermigrid.given import take_away
 from fermigrid.ledger import Ledger, PackedLogs
 from fermigrid.plainfile import open_plain, read_plain, real_folder
 from fermigrid.planfolder import open_of_plan
@@ -81,6 +82,11 @@ class Items:
             return None
         return bisect_left(starts, at)
 
+    def names(self, batch: BatchRecord) -> Iterator[str]:
+        """The names of all jobs of a batch, in order."""
+        data, _ = self._read(batch)
+        return (line.partition(b" ")[0].decode("ascii") for line in data.splitlines())
+
     def log(self, batch: BatchRecord, index: int) -> Path:
         """Where the log of that job comes back to."""
         name, shard = self.get(batch, index)
@@ -103,7 +109,7 @@ def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> tuple[int, 
     """
     batches = {batch.id: batch for batch in ledger.batches()}
     total, problems, last = 0, list[str](), ("", -1)
-    while ended := ledger.jobs_in(State.ENDED, CHUNK, last):
+    while ended := ledger.ended(CHUNK, last):
         last = ended[-1].batch, ended[-1].index
         judged: list[tuple[JobRecord, Report | None]] = []
         good: list[tuple[JobRecord, Path]] = []
@@ -116,6 +122,8 @@ def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> tuple[int, 
                 continue
             if judged[-1][0].state is State.DONE:
                 good.append((judged[-1][0], log))
+        for job, _ in judged:
+            take_away(items.log(batches[job.batch], job.index), job.name)
         ledger.take_in(judged)
         _pack(folder, good)
         total += len(judged)

@@ -1,35 +1,72 @@
 """Campaign + what the ledger says is done -> the work that is needed now. Pure; the one truth for what comes next.
 
-First submission, the next step of a block and a submission that was cut short are all the same question.
+First submission, the next step of a block, a submission that was cut short, a retry and a rollback are all the same
+question. It is asked of runs, not of jobs: the runs of a block to which the same happened are looked at as one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
-from fermigrid.campaign import Campaign
+from fermigrid.campaign import Campaign, Step
 from fermigrid.runs import Run
 from fermigrid.split import count_jobs
 
 
 @dataclass(frozen=True)
 class Work:
-    """A batch that is to be planned: these runs of a block, for one step, at one site."""
+    """A batch that is to be planned: these runs of a block, for one step, at one site.
+
+    `pieces`: run -> the pieces that are to be done; a run that is not in it is done whole. `parameters`: what replaces
+    the campaign's parameters, and `version`, in this batch.
+    """
 
     block: str
     step: str
     site: str
     generation: int
     runs: tuple[Run, ...]
+    pieces: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class RunState(Enum):
+    """How far a run is in a step, by the ledger."""
+
+    NEEDED = "needed"  # it is in no batch yet, or is to be done again
+    PENDING = "pending"  # a job of it has not ended
+    DONE = "done"  # each of its jobs has an accepted result
+    FAILED = "failed"  # all have ended, and not all are accepted
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the ledger knows of one batch: has every job ended, and which runs have a job that is not done."""
+    """What the ledger knows of one step of a block, which has had so many generations.
 
-    ended: bool
-    incomplete: frozenset[str] = frozenset()
+    `runs`: the runs whose state is not `rest`. `pieces`: of a run that is needed, the pieces that are; without an entry
+    all of it is.
+    """
+
+    generations: int = 0
+    rest: RunState = RunState.NEEDED
+    runs: Mapping[str, RunState] = field(default_factory=dict)
+    pieces: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def state(self, run: str) -> RunState:
+        """Of one run."""
+        return self.runs.get(run, self.rest)
+
+    @property
+    def pending(self) -> bool:
+        """Has a job not ended?"""
+        return self.rest is RunState.PENDING or RunState.PENDING in self.runs.values()
+
+
+Known = Mapping[tuple[str, str], Progress]  # by block and step; without an entry: nothing was made of it yet
+Overrides = Mapping[tuple[str, str], Mapping[str, str]]  # (step, run) -> what replaces the campaign's parameters
+_NONE: Overrides = {}
 
 
 def block_name(index: int) -> str:
@@ -41,35 +78,78 @@ def work_needed(
     campaign: Campaign,
     runs: Sequence[Run],
     sites: Sequence[str],
-    known: Mapping[tuple[str, str], Progress],
+    known: Known,
+    first: int = 0,
+    overrides: Overrides = _NONE,
 ) -> Iterator[Work]:
     """The batches to submit now, in order.
 
-    `sites[i]` is the site of block *i*; `known` has an entry (block, step) for each batch that the ledger has. A step
-    waits until all batches of the steps before it have ended, and then does the runs that are complete in them.
+    `sites[i]` is the site of block *i*; `first`: so many runs are the first block (a trial). A step is done for the
+    runs that need it, when none of them waits any more for a step before it: each has what it needs of that, or never
+    will have it and is left out. Runs with other parameters are another batch.
     """
-    for block, site in zip(_blocks(campaign, runs), sites, strict=True):
-        lost = _lost_before(campaign, block.name, known)
-        for name, step in campaign.steps.items():
-            if (block.name, name) in known:
-                continue
-            steps = [other for other in step.after if count_jobs(campaign.steps[other], block.runs)]
-            before = [known.get((block.name, other)) for other in steps]
-            if not all(progress and progress.ended for progress in before):
-                continue
-            ready = tuple(run for run in block.runs if run.name not in lost[name])
-            if count_jobs(step, ready):
-                yield Work(block.name, name, site, 0, ready)
+    for block, site in zip(_blocks(campaign, runs, first), sites, strict=True):
+        groups = _groups(campaign, block, known)
+        for name in campaign.steps:
+            outlooks = {group.outlook[name] for group in groups}
+            if _Outlook.READY in outlooks and _Outlook.WAITING not in outlooks:
+                progress = known.get((block.name, name), Progress())
+                here = {run.name: group.outlook[name] for group in groups for run in group.runs}
+                yield from _works(Work(block.name, name, site, 0, block.runs), here, progress, overrides)
 
 
-def count_blocked(campaign: Campaign, runs: Sequence[Run], known: Mapping[tuple[str, str], Progress]) -> int:
+def _works(whole: Work, outlooks: Mapping[str, _Outlook], progress: Progress, overrides: Overrides) -> Iterator[Work]:
+    """Of a step of a block, what is ready: a batch for each set of parameters that has jobs."""
+    by_parameters: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in whole.runs:
+        if outlooks[run.name] in (_Outlook.READY, _Outlook.EMPTY):
+            own = overrides.get((whole.step, run.name)) if overrides else None
+            by_parameters.setdefault(tuple(sorted(own.items())) if own else (), []).append(run)
+    generation = progress.generations
+    for parameters, part in by_parameters.items():
+        if any(outlooks[run.name] is _Outlook.READY for run in part):
+            pieces = {run.name: progress.pieces[run.name] for run in part if run.name in progress.pieces}
+            yield replace(whole, generation=generation, runs=tuple(part), pieces=pieces, parameters=dict(parameters))
+            generation += 1
+
+
+def count_blocked(campaign: Campaign, runs: Sequence[Run], known: Known, first: int = 0) -> int:
     """The jobs that are never sent, because their runs are not complete in what their step comes after."""
     count = 0
-    for block in _blocks(campaign, runs):
-        for name, lost in _lost_before(campaign, block.name, known).items():
-            if lost:
-                count += count_jobs(campaign.steps[name], [run for run in block.runs if run.name in lost])
+    for block in _blocks(campaign, runs, first):
+        for group in _groups(campaign, block, known):
+            for name, outlook in group.outlook.items():
+                if outlook is _Outlook.BLOCKED:
+                    pieces = known.get((block.name, name), Progress()).pieces
+                    count += count_jobs(campaign.steps[name], group.runs, pieces)
     return count
+
+
+class _Outlook(Enum):
+    """What is to be expected of a run in a step."""
+
+    READY = "ready"
+    WAITING = "waiting"
+    BLOCKED = "blocked"  # what it waits for has failed
+    PENDING = "pending"
+    EMPTY = "empty"  # it has no events, and so no job in it
+    DONE = "done"
+    FAILED = "failed"
+
+
+_SETTLED = {
+    RunState.PENDING: _Outlook.PENDING,
+    RunState.DONE: _Outlook.DONE,
+    RunState.FAILED: _Outlook.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs that are equally far in all steps."""
+
+    runs: Sequence[Run]
+    outlook: Mapping[str, _Outlook]
 
 
 @dataclass(frozen=True)
@@ -78,32 +158,80 @@ class _Block:
     runs: tuple[Run, ...]
 
 
-def _blocks(campaign: Campaign, runs: Sequence[Run]) -> Iterator[_Block]:
-    for index in range(blocks_of(campaign, runs)):
-        yield _Block(block_name(index), tuple(runs[index * campaign.block : (index + 1) * campaign.block]))
+def _blocks(campaign: Campaign, runs: Sequence[Run], first: int) -> Iterator[_Block]:
+    for index, part in enumerate(parts_of(campaign, runs, first)):
+        yield _Block(block_name(index), part)
 
 
-def _lost_before(
-    campaign: Campaign, block: str, known: Mapping[tuple[str, str], Progress]
-) -> dict[str, frozenset[str]]:
-    """Step -> runs that are not complete in what it comes after, or in what that came after."""
-    before, lost = dict[str, frozenset[str]](), dict[str, frozenset[str]]()
+def _groups(campaign: Campaign, block: _Block, known: Known) -> list[_Group]:
+    """The runs of a block: those of which nothing special is known as one group, the others by what is known."""
+    progress = {name: known.get((block.name, name), Progress()) for name in campaign.steps}
+    special = {name for each in progress.values() for name in each.runs}
+    special.update(run.name for run in block.runs if run.events == 0)  # it has no pieces
+    alike: dict[tuple[object, ...], list[Run]] = {}
+    usual = ("usual",)
+    for run in block.runs:
+        key: tuple[object, ...] = usual
+        if run.name in special:
+            key = (run.events == 0, *(each.runs.get(run.name, each.rest) for each in progress.values()))
+        alike.setdefault(key, []).append(run)
+    return [_Group(runs, _outlook(campaign, runs[0], progress)) for runs in alike.values()]
+
+
+def _outlook(campaign: Campaign, run: Run, progress: Mapping[str, Progress]) -> dict[str, _Outlook]:
+    found: dict[str, _Outlook] = {}
     for name, step in campaign.steps.items():
-        before[name] = frozenset[str]().union(*(lost[other] for other in step.after))
-        progress = known.get((block, name))
-        lost[name] = before[name] | (progress.incomplete if progress else frozenset())
-    return before
+        state = progress[name].state(run.name)
+        if state is not RunState.NEEDED:
+            found[name] = _SETTLED[state]
+        elif step.foreach != "run" and run.events == 0:
+            found[name] = _Outlook.EMPTY
+        else:
+            found[name] = _of_needed(step, found)
+    return found
+
+
+def _of_needed(step: Step, before: Mapping[str, _Outlook]) -> _Outlook:
+    """`after: done` waits for what is to be sent, too: what was never sent has not failed for good."""
+    waits = False
+    for other, until in step.after.items():
+        outlook = before[other]
+        if outlook is _Outlook.BLOCKED or (outlook is _Outlook.FAILED and until == "accepted"):
+            return _Outlook.BLOCKED
+        waits = waits or outlook in (_Outlook.READY, _Outlook.WAITING, _Outlook.PENDING)
+    return _Outlook.WAITING if waits else _Outlook.READY
 
 
 def all_work(campaign: Campaign, runs: Sequence[Run], sites: Sequence[str]) -> Iterator[Work]:
     """Every batch of a campaign, as if every job were good: what `render` shows."""
-    for index, site in enumerate(sites):
-        part = tuple(runs[index * campaign.block : (index + 1) * campaign.block])
+    for index, (site, part) in enumerate(zip(sites, parts_of(campaign, runs), strict=True)):
         for name, step in campaign.steps.items():
             if count_jobs(step, part):
                 yield Work(block_name(index), name, site, 0, part)
 
 
-def blocks_of(campaign: Campaign, runs: Sequence[Run]) -> int:
+def parts_of(campaign: Campaign, runs: Sequence[Run], first: int = 0) -> Iterator[tuple[Run, ...]]:
+    """The runs of each block; `first`: so many runs are the first block (a trial), 0: it is like the others."""
+    if first:
+        yield tuple(runs[:first])
+    for start in range(first, len(runs), campaign.block):
+        yield tuple(runs[start : start + campaign.block])
+
+
+def runs_of_block(campaign: Campaign, runs: Sequence[Run], block: str, first: int = 0) -> Sequence[Run]:
+    """The runs of one block."""
+    index = int(block[1:])
+    if first and not index:
+        return runs[:first]
+    start = first + (index - (first > 0)) * campaign.block
+    return runs[start : start + campaign.block]
+
+
+def block_of(campaign: Campaign, run: int, first: int = 0) -> str:
+    """The block of the run with this index."""
+    return block_name(0 if run < first else (first > 0) + (run - first) // campaign.block)
+
+
+def blocks_of(campaign: Campaign, runs: Sequence[Run], first: int = 0) -> int:
     """How many blocks a campaign has."""
-    return -(-len(runs) // campaign.block)
+    return -(-(len(runs) - first) // campaign.block) + (first > 0)

@@ -142,9 +142,20 @@ class Runs(Model):
 
 
 class Split(Model):
-    """How a run is cut into pieces: clumps of a fixed number of events."""
+    """How a run is cut into pieces: `events` in a clump, at most so many in a chunk. The others are of crumbs: at most
+    `crumbs` of a chunk, at least `crumb_events` events in each on average, the largest `ratio` times the smallest."""
 
-    events: Annotated[int, Field(ge=1)]
+    events: Annotated[int, Field(ge=1)] = 125_000
+    crumbs: Annotated[int, Field(ge=1, le=1000)] = 45
+    crumb_events: Annotated[int, Field(ge=1)] = 1500
+    ratio: Annotated[float, Field(ge=1, le=100)] = 1.5
+
+
+class Gather(Model):
+    """What a job is given of a step before it: the output (by its local name) of each of that step's good pieces."""
+
+    step: str
+    output: str
 
 
 class Resources(Model):
@@ -157,12 +168,25 @@ class Resources(Model):
     output: Bytes | None = None
 
 
-class Step(Model):
-    """One stage of a campaign, done once for each run or for each clump of a run."""
+def _after(written: object) -> object:
+    """A list of steps is short for: all their pieces accepted."""
+    return dict.fromkeys(written, "accepted") if isinstance(written, list | tuple) else written
 
-    foreach: Literal["run", "clump"] = "run"
+
+After = Annotated[dict[str, Literal["accepted", "done"]], BeforeValidator(_after)]
+
+
+class Step(Model):
+    """One stage of a campaign, done once for each run or for each piece of a run.
+
+    `after`: the steps before it, each with what of a run it waits for: all pieces `accepted`, or all `done`, which is
+    accepted or failed for good; then it is given the good ones. `gather`: folder of the job -> what is put into it.
+    """
+
+    foreach: Literal["run", "clump", "chunk", "crumb"] = "run"
     split: Split | None = None
-    after: tuple[str, ...] = ()
+    after: After = {}
+    gather: dict[Word, Gather] = {}
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     inputs: Inputs = {}
     outputs: dict[str, str] = {}
@@ -172,10 +196,13 @@ class Step(Model):
 
     @model_validator(mode="after")
     def _split(self) -> Step:
-        if self.foreach == "clump" and self.split is None:
+        written = self.split.model_fields_set if self.split else set[str]()
+        if self.foreach == "clump" and "events" not in written:
             raise ValueError("foreach: clump needs to know the size of a clump: write split: {events: 20000}")
         if self.foreach == "run" and self.split is not None:
-            raise ValueError("split goes with foreach: clump")
+            raise ValueError("split goes with foreach: clump, chunk or crumb")
+        if self.foreach != "crumb" and (of_crumbs := sorted(written - {"events"})):
+            raise ValueError(f"split.{of_crumbs[0]} goes with foreach: crumb")
         return self
 
 
@@ -214,6 +241,103 @@ def _address(text: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 
 
+def _mail_route(text: str) -> str:
+    if not re.fullmatch(
+        r"(?:sendmail|program):/[^\x00-\x1f\x7f]+|smtp://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?", text
+    ):
+        raise ValueError("is no way for a mail: smtp://host:port, sendmail:/path or program:/path")
+    return text
+
+
+_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?% of the last ([0-9]+)\Z")
+WINDOW_MOST = 10_000  # results that the ledger keeps for the circuit breaker
+
+
+def parse_share(text: str) -> tuple[float, int]:
+    """`20 % of the last 200` -> (0.2, 200). Raises ValueError."""
+    match = _SHARE.match(" ".join(text.split()))
+    if not match:
+        raise ValueError("is no share: write it as in `20 % of the last 200`")
+    percent, last = float(match[1]), int(match[2])
+    if not 0 < percent <= 100 or not 1 <= last <= WINDOW_MOST:
+        raise ValueError(f"is no share: more than 0 % and at most 100 %, of the last 1 to {WINDOW_MOST}")
+    return percent / 100, last
+
+
+def _share(text: str) -> str:
+    parse_share(text)
+    return text
+
+
+Share = Annotated[str, AfterValidator(_share)]
+
+
+class StopIf(Model):
+    """The circuit breaker: when no more of the campaign may start, until a person says `fermigrid resume`. `failed` and
+    `http` are shares of the last jobs that ended, `disk` is the least space of the run folder's file system."""
+
+    failed: Share | None = None
+    http: Share | None = None
+    disk: Bytes | None = None
+
+
+class Mail(Model):
+    """Whom to write, and by which ways in their order: `smtp://host:port`, `sendmail:/path`, `program:/path`."""
+
+    to: Annotated[tuple[Address, ...], Field(min_length=1)]
+    source: Address = Field(alias="from")
+    via: Annotated[tuple[Annotated[str, AfterValidator(_mail_route)], ...], Field(min_length=1)] = (
+        "sendmail:/usr/sbin/sendmail",
+    )
+
+
+class Webhook(Model):
+    """Where to POST: the URL is a secret as a rule, so it stands in a file or in a variable of the environment."""
+
+    file: BindPath | None = None
+    variable: Variable | None = None
+    ca: BindPath | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Webhook:
+        if (self.file is None) == (self.variable is None):
+            raise ValueError("give one of file (that has the URL in it) and variable (of the environment)")
+        return self
+
+
+class Alerts(Model):
+    """How a person is told what needs one. `metrics`: a folder for a file in Prometheus' text format. `repeat`: the
+    same is told again after this time. `stall`: so long nothing changed; `silence`: so long no answer came."""
+
+    mail: Mail | None = None
+    webhook: Webhook | None = None
+    metrics: BindPath | None = None
+    repeat: Seconds = parse_seconds("24 h")
+    stall: Seconds = parse_seconds("12 h")
+    silence: Seconds = parse_seconds("1 h")
+
+
+class EventAudit(Model):
+    """How the events of a step's output are compared, run by run, with those they were selected from. `of`: the output
+    (not needed where there is only one). `source`: an input of the step, a folder that it gathers, or a step before it.
+    `run`: the column with the run's number; without it a file's events are all of its run. `unique`: within what an
+    event's `column` is its own. `may_drop`: it is a selection, so that not all events come out."""
+
+    of: str | None = None
+    source: str = Field(alias="from")
+    table: str = "EVENTS"
+    column: str = "EVENT_ID"
+    run: str | None = None
+    unique: Literal["run", "campaign"] = "run"
+    may_drop: bool = False
+
+
+class Audit(Model):
+    """What `fermigrid audit` looks at besides files and reports; `events`: step -> how its events are compared."""
+
+    events: dict[str, EventAudit] = {}
+
+
 class PipelineMessages(Model):
     """Start and end messages of a job of the Fermi pipeline (only for a campaign of one job): who sends them to whom,
     for which process instance, the name of its log file, and the folder it works in when that is not the worker's."""
@@ -244,5 +368,8 @@ class Campaign(Model):
     limits: Limits = Limits()
     retries: Retries = Retries()
     accounting: Accounting = Accounting()
+    stop_if: StopIf = StopIf()
+    alerts: Alerts = Alerts()
+    audit: Audit = Audit()
     allow_uber: bool = False
     messages: PipelineMessages | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from fermigrid.campaign import Step
+from fermigrid.campaign import Split, Step
+from fermigrid.check_audit import find_audit_problems
 from fermigrid.check_fit import count_all_jobs, find_misfits
 from fermigrid.check_site import find_site_problems
 from fermigrid.config import nearest
@@ -15,7 +16,8 @@ from fermigrid.placeholder import compile_text, fields_of
 from fermigrid.plan import Assembled, constants_of, jobs_of, variables_of
 from fermigrid.runs import Run
 from fermigrid.site import Site
-from fermigrid.units import show_bytes
+from fermigrid.split import CHUNKS, count_chunks, unrelated
+from fermigrid.units import show_bytes, show_count
 
 _OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\x00-\x1f\x7f]")
 _URL_NAME = re.compile(r"[A-Za-z0-9._+=@,:~/-]+")
@@ -23,7 +25,7 @@ _URL_NAME = re.compile(r"[A-Za-z0-9._+=@,:~/-]+")
 
 def find_problems(a: Assembled) -> tuple[Problem, ...]:
     """Everything wrong with the assembled campaign, in the order of its file."""
-    problems = [*_names(a), *_steps(a), *find_credentials(a)]
+    problems = [*_names(a), *_steps(a), *find_audit_problems(a), *find_credentials(a)]
     if not problems:
         problems += [*_outputs(a), *_messages(a)]
         for site in a.sites.values():
@@ -49,7 +51,8 @@ def _names(a: Assembled) -> Iterator[Problem]:
 
 def _steps(a: Assembled) -> Iterator[Problem]:
     steps = a.campaign.steps
-    fixed = frozenset({"campaign", "version", "step", "site", "piece", "job", "first_event", "event_count"})
+    fixed = frozenset({"campaign", "version", "step", "site", "piece", "chunk", "crumb", "job",
+                       "first_event", "event_count"})  # fmt: skip
     reserved = fixed | {"run", "events"}
     columns = frozenset(next(iter(a.runs)).columns or ())
     for name in sorted(fixed & columns):
@@ -69,13 +72,61 @@ def _steps(a: Assembled) -> Iterator[Problem]:
                 yield a.source.problem(("steps", name, "after", index), text)
             elif list(steps).index(before) >= list(steps).index(name):
                 yield a.source.problem(("steps", name, "after", index), f"{before!r} must be written above {name!r}")
-        if step.foreach == "clump" and a.runs[0].events is None:
-            yield a.source.problem(("steps", name, "foreach"), "clumps need the column 'events' in the run table")
+        yield from _pieces(a, name, step)
+        yield from _gathers(a, name, step)
         r = step.resources
         if r.output is not None and r.output > r.disk:
             text = f"{show_bytes(r.output)} of expected output does not fit into the job's {show_bytes(r.disk)} of disk"
             yield a.source.problem(("steps", name, "resources", "output"), text)
         yield from _texts(a, name, step)
+
+
+def _pieces(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
+    """Runs that cannot be cut into the step's pieces."""
+    if step.foreach == "run":
+        return
+    if a.runs[0].events is None:
+        text = f"{step.foreach}s need the column 'events' in the run table"
+        yield a.source.problem(("steps", name, "foreach"), text)
+        return
+    size = (step.split or Split()).events
+    large = [run for run in a.runs if count_chunks(run.events or 0, size) > CHUNKS]
+    if step.foreach != "clump" and large:
+        first, others = large[0], f" (and {show_count(len(large) - 1, 'more run')})" if len(large) > 1 else ""
+        text = (
+            f"{first.name} has {first.events} events: {count_chunks(first.events or 0, size)} chunks of {size} at most"
+            f"{others}. A run has {CHUNKS} chunks at most: make them larger with split: {{events: N}}"
+        )
+        yield a.source.problem(("steps", name, "foreach"), text)
+
+
+def _gathers(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
+    """What a step cannot be given, or not under this name."""
+    taken = {**dict.fromkeys(step.inputs, "an input"), **dict.fromkeys(a.bundle.names if a.bundle else (), "the code")}
+    places: dict[str, str] = {}
+    for local, what in taken.items():
+        places.setdefault(local.partition("/")[0], what)
+    for folder, gather in step.gather.items():
+        key = ("steps", name, "gather", folder)
+        for made in (folder, f"{folder}.csv", f"{folder}.missing.csv"):
+            if made in places:
+                yield a.source.problem(key, f"its {made} has the same name as {places[made]}")
+            places[made] = f"what is made for gather: {folder}"
+        source = a.campaign.steps.get(gather.step)
+        if source is None:
+            known = list(a.campaign.steps)
+            text = f"no step {gather.step!r}{nearest(gather.step, known)} There are: {', '.join(known)}"
+            yield a.source.problem((*key, "step"), text)
+            continue
+        if gather.step not in step.after:
+            text = f"{name!r} does not come after {gather.step!r}: write after: [{gather.step}] as well"
+            yield a.source.problem((*key, "step"), text)
+        if gather.output not in source.outputs:
+            known = list(source.outputs)
+            what = f"{gather.step!r} has no output {gather.output!r}{nearest(gather.output, known)}"
+            yield a.source.problem((*key, "output"), f"{what} It has: {', '.join(known) or 'none'}")
+        if why := unrelated(step, source):
+            yield a.source.problem((*key, "step"), f"{gather.step!r} cannot be gathered by {name!r}: {why}")
 
 
 def _texts(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
@@ -144,6 +195,8 @@ def _published(
 def _claim(output: str, job: str, taken: dict[str, str]) -> str | None:
     if _OUTSIDE.search(output):
         return f"{job} would write the output {output!r}: it must be a relative path without '..' or control characters"
+    if output.startswith("retired/"):
+        return f"{job} would write the output {output!r}: in retired/ lies what a rollback moved away"
     if other := taken.get(output):
         return _same(output, other, job)
     if other == "":

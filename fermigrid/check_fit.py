@@ -26,7 +26,9 @@ UBER_JOBS = 50  # an uber image is copied whole to each node: above this, its di
 _SIF_NEEDS = "singularity 3.0"  # the format came with it; `oras` with 3.3, `library` with 3.0 (Singularity's changelog)
 _REGISTRY_NEEDS = {"oras": "singularity 3.3", "library": "singularity 3.0"}
 _SHARD = re.compile(r"s[0-9]{4,}-[0-9a-f]{32}\.rows")
-_SCRATCH = frozenset(("job.env", "bundle.tar.gz", "worker.sh", "condor_exec.exe", "out", "work", "tmp", "var"))
+_SCRATCH = frozenset(
+    ("job.env", "bundle.tar.gz", "worker.sh", "condor_exec.exe", "gathered", "out", "work", "tmp", "var")
+)
 
 
 def find_misfits(a: Assembled, site: Site) -> Iterator[Problem]:

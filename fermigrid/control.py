@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 
 from fermigrid import backends
 from fermigrid.errors import SubmissionRefused
-from fermigrid.find_job import find_job
+from fermigrid.find_job import find_job, jobs_of_places
 from fermigrid.standing import standing_of
 from fermigrid.submit import certainly_not_sent, handle_of
 from fermigrid.units import show_count
 from fermigrid.watch import Following
 
 
-def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]) -> int:
-    """Do `action` (remove, hold or release) to all jobs, those of some steps, or some by name; returns how many.
+def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str], runs: Sequence[str] = ()) -> int:
+    """Do `action` (remove, hold, release) to all jobs, those of some steps or runs, or some by name; returns how many.
 
     The caller holds the writer's lock. Raises NotFound for a job that was not submitted, BackendUnavailable when the
     batch system does not answer: then some may be done and others not, and doing it again is harmless. A campaign whose
     removal the batch system refused (SubmissionRefused) goes on.
     """
-    whole = action == "remove" and not (steps or jobs)
+    whole = action == "remove" and not (steps or jobs or runs)
     before = f.ledger.campaign().stopped
     if whole:
         for record in certainly_not_sent(f.ledger, f.folder, f.hand):
@@ -32,12 +33,20 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
     counts = {standing.batch.id: standing.counts for standing in standing_of(f).batches}
     total = 0
     if jobs:
-        by_batch: dict[str, list[int]] = defaultdict(list)
+        by_batch = defaultdict[str, list[int]](list)
         for name in jobs:
             found = find_job(f.ledger, f.folder, name)[-1]
             by_batch[found.batch.id].append(found.index)
         wanted.update(by_batch)
         total = len(jobs)
+    elif runs:
+        by_batch = defaultdict[str, list[int]](list)
+        places = product(steps or f.assembled.campaign.steps, runs)
+        for job in jobs_of_places(f.ledger, f.folder, f.assembled, places):
+            if job.batch in batches and not job.state.final:
+                by_batch[job.batch].append(job.index)
+                total += 1
+        wanted.update(by_batch)
     else:
         for batch in batches.values():
             alive = sum(count for state, count in counts[batch.id].items() if not state.final)

@@ -120,6 +120,12 @@ class PassphraseNeeded(SecretRefused):
     """A key has a passphrase that was not given, or another one."""
 
 
+class RedoRefused(FermigridError):
+    """What was asked to be done again has a result, is at work, or its new outputs would have the names of old ones."""
+
+    exit_code = 22
+
+
 class InternalError(FermigridError):
     """A fault of fermigrid itself; the traceback was written to a file that the message names."""
 

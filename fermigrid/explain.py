@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from fermigrid import backends
 from fermigrid.config import Place
 from fermigrid.errors import BackendUnavailable
 from fermigrid.find_job import Found
-from fermigrid.records import BatchRecord
+from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.states import State
 from fermigrid.submit import handle_of
 from fermigrid.watch import Following
@@ -21,9 +21,10 @@ from fermigrid.watch import Following
 _KEY = re.compile(r"\(((?:htcondor|resources)(?:\.[a-z_]+)+)\)")  # as a backend's sentences name it
 
 
-def explain_job(f: Following, found: Found) -> Iterator[str]:
-    """Sentences, the most telling first; keys of the site and the campaign with file and line."""
-    for sentence in _explain(f, found):
+def explain_job(f: Following, found: Found, earlier: Sequence[Found] = ()) -> Iterator[str]:
+    """Sentences, the most telling first; keys of the site and the campaign with file and line. `earlier`: its lives in
+    generations before."""
+    for sentence in (*_explain(f, found), *_lives(f, earlier)):
         yield _KEY.sub(lambda key: f"({key[1]}, {_place(f, found.batch, key[1])})", sentence)
 
 
@@ -42,8 +43,29 @@ def _place(f: Following, batch: BatchRecord, key: str) -> Place:
     return place
 
 
+def _lives(f: Following, earlier: Sequence[Found]) -> Iterator[str]:
+    for each in reversed(earlier):
+        why = f" ({each.record.reason})" if each.record.reason else ""
+        yield f"before, in {each.batch.name}: {each.record.state}{why}; {describe_retirement(f, each.record)}"
+
+
+def describe_retirement(f: Following, job: JobRecord) -> str:
+    """By whose word a job is done again, and how far that is."""
+    decision = next((one for one in f.ledger.decisions() if one.id == job.retired), None)
+    if decision is None:
+        return "it counts no more"
+    successor = next((batch.name for batch in f.ledger.batches() if batch.id == job.successor), None)
+    again = f"done again in {successor}" if successor else "to be done again"
+    return f"{again} by {decision.kind} {decision.id} of {decision.who}, {decision.time}: {decision.why}"
+
+
 def _explain(f: Following, found: Found) -> Iterator[str]:
     record, batch = found.record, found.batch
+    if record.retired is not None:
+        yield describe_retirement(f, record)
+    if batch.parameters:
+        values = ", ".join(f"{name}={value}" for name, value in sorted(batch.parameters.items()))
+        yield f"with {values} in the place of what the campaign says"
     backend, attempts = backends.load(batch.backend), f.ledger.attempts(record.name)
     if batch.submitted is None:
         yield "nobody knows yet whether its batch landed: fermigrid watch settles it"
@@ -57,7 +79,7 @@ def _explain(f: Following, found: Found) -> Iterator[str]:
             yield from backend.explain_removal(record.reason, record.code)
     if record.state is State.UNKNOWN:
         yield f"the batch system does not know it any more: {record.reason or 'no reason given'}"
-    if not record.state.final or (record.state is State.FAILED and not attempts):
+    if f.folder.archive is None and (not record.state.final or (record.state is State.FAILED and not attempts)):
         try:
             yield from backend.explain(handle_of(f.folder, batch), found.index)
         except BackendUnavailable as error:
@@ -69,8 +91,10 @@ def _explain(f: Following, found: Found) -> Iterator[str]:
         words = describe_attempt(report)
         if report["message"] and report["message"] not in record.reason:
             words += f"; {report['message']}"
-        yield f"attempt {attempt.attempt}: {words}" + (", accepted" if attempt.accepted else "")
-        if cores := [core["file"] for core in report.get("cores", ())]:
+        kept = ", accepted" if attempt.accepted else ""
+        given_up = ", given up since" if attempt.accepted and attempt.retired is not None else ""
+        yield f"attempt {attempt.attempt}: {words}{kept}{given_up}"
+        if (cores := [core["file"] for core in report.get("cores", ())]) and f.folder.archive is None:
             where = f"{found.log.parent / 'out'}: " if attempt.batch == found.batch.id else ""
             yield f"attempt {attempt.attempt}: core files kept: {where}{', '.join(cores)}"
 

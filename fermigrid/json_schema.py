@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from fermigrid.campaign import BindPath, Campaign, Inputs, Variable, Word
+from fermigrid.campaign import After, BindPath, Campaign, Inputs, Variable, Word
 from fermigrid.config import kinds_of, marks_of
 from fermigrid.image import Catalogue
 from fermigrid.site import Site
@@ -46,6 +46,12 @@ _KNOWN: Mapping[Any, Schema] = {  # function that checks a type -> the schema of
     _validator(Word): {**_TEXT, "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"},
     _validator(Variable): {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
     _validator(BindPath): {"type": "string", "pattern": "^/[^:,]*$"},
+    _validator(After): {
+        "anyOf": [
+            {"type": "array", "items": _TEXT},
+            {"type": "object", "additionalProperties": {"enum": ["accepted", "done"]}},
+        ]
+    },
     _validator(Inputs): {
         "anyOf": [{"type": "array", "items": _TEXT}, {"type": "object", "additionalProperties": _PLACES}]
     },
@@ -106,6 +112,8 @@ def _plain(kind: Any, path: str, descriptions: Descriptions) -> Schema:
         return {"type": ["boolean", "string"], "pattern": _BOOLEAN}
     if kind is int:
         return {"type": ["integer", "string"], "pattern": "^-?[0-9]+$"}
+    if kind is float:
+        return {"type": ["number", "string"], "pattern": r"^-?[0-9]+(\.[0-9]+)?$"}
     return _TEXT
 
 

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime
@@ -21,13 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from fermigrid.backends import Cursor
+from fermigrid.breaker import Result
+from fermigrid.campaign import WINDOW_MOST
 from fermigrid.errors import LedgerBusy, LedgerError
+from fermigrid.old_ledger import runs_in_plan
 from fermigrid.plainfile import kind_of, write_new
-from fermigrid.records import AttemptRecord, BatchRecord, CampaignRecord, JobRecord, MessageRecord, NodeFailures
+from fermigrid.records import (
+    AttemptRecord,
+    BatchRecord,
+    CampaignRecord,
+    Decision,
+    Halt,
+    JobRecord,
+    MessageRecord,
+    NodeFailures,
+    Told,
+    Watching,
+)
 from fermigrid.report import Report
-from fermigrid.schema import MIGRATIONS
+from fermigrid.schema import GENERATIONS, MIGRATIONS
 from fermigrid.states import State
 from fermigrid.units import show_count
+
+_ACCEPTED = "accepted = 1 AND retired IS NULL"
 
 
 class Ledger:
@@ -35,10 +51,15 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._db, self.path = connection, path
+        self._counted: tuple[tuple[int, ...], dict[str, dict[State, int]]] = (), {}
 
     def close(self) -> None:
         """Give the file back."""
         self._db.close()
+
+    def settle_file(self) -> None:
+        """Bring all that was written into the one file. Raises LedgerError when it is damaged, or being read."""
+        _settle(self._db, self.path)
 
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         return _transaction(self._db, self.path)
@@ -74,12 +95,16 @@ class Ledger:
 
     # --- batches
 
-    def intend(self, batch: BatchRecord, time: datetime, who: str) -> None:
-        """Record that a batch is about to be sent. From here on it may be in the queue, whatever happens."""
+    def intend(self, batch: BatchRecord, time: datetime, who: str, again: Iterable[str] = ()) -> None:
+        """Record that a batch is about to be sent. From here on it may be in the queue, whatever happens.
+
+        `again`: the names of its jobs, where they may do again what was retired.
+        """
         b = batch
+        columns = "id, block, step, generation, site, backend, name, digest, jobs, options, intended"
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO batch VALUES (?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)",
+                f"INSERT INTO batch ({columns}, runs, pieces, parameters) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     b.id,
                     b.block,
@@ -92,7 +117,14 @@ class Ledger:
                     b.jobs,
                     json.dumps(b.options),
                     _text(time),
+                    None if b.runs is None else json.dumps(b.runs),
+                    json.dumps({run: sorted(pieces) for run, pieces in b.pieces.items()}),
+                    json.dumps(dict(b.parameters)),
                 ),
+            )
+            db.executemany(
+                "UPDATE job SET successor = ? WHERE name = ? AND retired IS NOT NULL AND successor IS NULL",
+                ((b.id, name) for name in again),
             )
             db.execute(
                 "INSERT INTO journal VALUES (?, ?, ?)",
@@ -112,7 +144,8 @@ class Ledger:
     def withdraw(self, batch_id: str, time: datetime, who: str, why: str) -> None:
         """Forget an intent that is known not to have landed: the batch system said no."""
         with self._transaction() as db:
-            db.execute("DELETE FROM batch WHERE id = ? AND submitted IS NULL", (batch_id,))
+            if db.execute("DELETE FROM batch WHERE id = ? AND submitted IS NULL", (batch_id,)).rowcount:
+                db.execute("UPDATE job SET successor = NULL WHERE successor = ?", (batch_id,))
             db.execute(
                 "INSERT INTO journal VALUES (?, ?, ?)",
                 (_text(time), who, f"withdrew batch {batch_id}: {why}"),
@@ -138,17 +171,25 @@ class Ledger:
 
     def batches(self) -> list[BatchRecord]:
         """All batches, in the order in which they were intended."""
-        names = [field.name for field in fields(BatchRecord)]
-        columns = ", ".join(names)
-        rows = self._rows(f"SELECT {columns} FROM batch ORDER BY rowid")
-        return [BatchRecord(**dict(zip(names, row, strict=True), options=json.loads(row[9]))) for row in rows]
+        names = [field.name for field in fields(BatchRecord)][:-1]
+        retired = dict(self._rows("SELECT batch, count(*) FROM job WHERE retired IS NOT NULL GROUP BY batch"))
+        rows = self._rows(f"SELECT {', '.join(names)} FROM batch ORDER BY rowid")
+        return [_batch(dict(zip(names, row, strict=True)), retired.get(row[0], 0)) for row in rows]
 
     # --- jobs
 
-    def apply(self, jobs: Iterable[JobRecord], cursor: Cursor, failures: Iterable[tuple[str, int]] = ()) -> None:
-        """Take in what was seen, (host, exit code) of nodes that failed, and how far it was read: all or nothing."""
+    def apply(
+        self,
+        jobs: Iterable[JobRecord],
+        cursor: Cursor,
+        failures: Iterable[tuple[str, int]] = (),
+        results: Sequence[Result] = (),
+    ) -> None:
+        """Take in what was seen, and how far it was read: all or nothing. `failures`: (host, exit code) of nodes that
+        failed; `results`: jobs that the batch system gave up."""
         with self._transaction() as db:
             _upsert(db, jobs)
+            _add_results(db, results)
             once_more = "INSERT INTO node_failure VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1"
             db.executemany(once_more, failures)
             db.executemany(
@@ -169,31 +210,124 @@ class Ledger:
         rows = self._jobs("WHERE batch = ? AND idx = ?", (batch, index))
         return rows[0] if rows else None
 
-    def jobs_in(self, state: State, limit: int = -1, after: tuple[str, int] = ("", -1)) -> list[JobRecord]:
-        """The jobs in one state, by batch and index, those after the job (batch, index)."""
-        where = "WHERE state = ? AND (batch, idx) > (?, ?) ORDER BY batch, idx LIMIT ?"
-        return self._jobs(where, (state, *after, limit))
+    def jobs_in(self, state: State) -> list[JobRecord]:
+        """The jobs in one state that count, by batch and index."""
+        return self._jobs("WHERE state = ? AND retired IS NULL ORDER BY batch, idx", (state,))
+
+    def ended(self, limit: int, after: tuple[str, int] = ("", -1)) -> list[JobRecord]:
+        """The jobs whose reports are still to be read, retired ones too, those after the job (batch, index)."""
+        where = "WHERE state = 'ended' AND (batch, idx) > (?, ?) ORDER BY batch, idx LIMIT ?"
+        return self._jobs(where, (*after, limit))
 
     def holds(self) -> list[tuple[str, int, str]]:
         """Why jobs are held now: (reason, number of jobs, the first of them)."""
-        query = "SELECT reason, count(*), min(name) FROM job WHERE state = 'held' GROUP BY reason ORDER BY min(name)"
+        held = "FROM job WHERE state = 'held' AND retired IS NULL GROUP BY reason"
+        query = f"SELECT reason, count(*), min(name) {held} ORDER BY min(name)"
         return [(reason, count, first) for reason, count, first in self._rows(query)]
 
+    def jobs_named(self, name: str) -> list[JobRecord]:
+        """A job in each batch in which something happened to it."""
+        return self._jobs("WHERE name = ?", (name,))
+
     def jobs_not_done(self, batch: str) -> list[JobRecord]:
-        """The jobs of a batch that have a row and are not done."""
-        return self._jobs("WHERE batch = ? AND state <> 'done' ORDER BY idx", (batch,))
+        """The jobs of a batch that have a row, count, and are not done."""
+        others = ", ".join(f"'{state}'" for state in State if state is not State.DONE)
+        where = f"WHERE batch = ? AND state IN ({others}) AND retired IS NULL ORDER BY idx"
+        return self._jobs(f"INDEXED BY job_state {where}", (batch,))
+
+    def jobs_of(self, batch: str) -> list[JobRecord]:
+        """The jobs of a batch that have a row, retired ones too."""
+        return self._jobs("WHERE batch = ? ORDER BY idx", (batch,))
 
     def _jobs(self, where: str, values: Sequence[object]) -> list[JobRecord]:
-        columns = "batch, idx, name, state, since, starts, host, reason, code"
+        columns = "batch, idx, name, state, since, starts, host, reason, code, retired, successor"
         rows = self._rows(f"SELECT {columns} FROM job {where}", values)
         return [JobRecord(r[0], r[1], r[2], State(r[3]), *r[4:]) for r in rows]
 
     def counts(self) -> dict[str, dict[State, int]]:
-        """Batch id -> state -> number of jobs; those without a row are not in it."""
+        """Batch id -> state -> number of jobs that count; those without a row are not in it.
+
+        Millions of jobs are counted in some tenths of a second: once for each change of the ledger.
+        """
+        change = (*self._rows("PRAGMA data_version")[0], self._db.total_changes)  # by others, and by this connection
+        if self._counted[0] != change:
+            self._counted = change, self._count()
+        return self._counted[1]
+
+    def _count(self) -> dict[str, dict[State, int]]:
         found: dict[str, dict[State, int]] = {}
         for batch, state, count in self._rows("SELECT batch, state, count(*) FROM job GROUP BY batch, state"):
             found.setdefault(batch, {})[State(state)] = count
+        for batch, state, count in self._retired_counts():  # fewer, and so the query above needs nothing but an index
+            found[batch][State(state)] -= count
         return found
+
+    def _retired_counts(self) -> list[tuple[Any, ...]]:
+        return self._rows("SELECT batch, state, count(*) FROM job WHERE retired IS NOT NULL GROUP BY batch, state")
+
+    # --- generations
+
+    def decide(
+        self,
+        kind: str,
+        why: str,
+        jobs: Iterable[JobRecord],
+        overrides: Mapping[tuple[str, str], Mapping[str, str]],
+        time: datetime,
+        who: str,
+    ) -> int:
+        """Record that these jobs do not count any more and are done again; returns the decision's number.
+
+        `overrides`: (step, run) -> what replaces the campaign's parameters from now on. The decision is to be finished.
+        """
+        with self._transaction() as db:
+            insert = "INSERT INTO decision (time, who, kind, why) VALUES (?, ?, ?, ?)"
+            number = int(db.execute(insert, (_text(time), who, kind, why)).lastrowid or 0)
+            for job in jobs:
+                _upsert(db, (job,))
+                key = (number, job.batch, job.index)
+                db.execute("UPDATE job SET retired = ?, successor = NULL WHERE batch = ? AND idx = ?", key)
+                change = "UPDATE attempt SET retired = ? WHERE batch = ? AND job = ? AND retired IS NULL"
+                db.execute(change, (number, job.batch, job.name))
+            db.executemany(
+                "INSERT OR REPLACE INTO override VALUES (?, ?, ?, ?)",
+                [(step, run, json.dumps(dict(values)), number) for (step, run), values in overrides.items()],
+            )
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"{kind} {number}: {why}"))
+            return number
+
+    def decisions(self) -> list[Decision]:
+        """What was done again, the oldest first."""
+        rows = self._rows("SELECT id, time, who, kind, why, finished FROM decision ORDER BY id")
+        return [Decision(*row) for row in rows]
+
+    def finish(self, decision: int, time: datetime, who: str, what: str) -> None:
+        """Nothing of what a decision retired is in the way any more."""
+        with self._transaction() as db:
+            db.execute("UPDATE decision SET finished = ? WHERE id = ?", (_text(time), decision))
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"finished {decision}: {what}"))
+
+    def overrides(self) -> dict[tuple[str, str], dict[str, str]]:
+        """(step, run) -> what replaces the campaign's parameters."""
+        return {(row[0], row[1]): json.loads(row[2]) for row in self._rows("SELECT * FROM override")}
+
+    def again(self) -> list[tuple[str, str]]:
+        """The jobs that are still to be sent again: (the batch that did them last, name)."""
+        where = "INDEXED BY job_again WHERE retired IS NOT NULL AND successor IS NULL"
+        return [(row[0], row[1]) for row in self._rows(f"SELECT batch, name FROM job {where}")]
+
+    def retired_by(self, decision: int) -> list[JobRecord]:
+        """The jobs that do not count any more by a decision."""
+        return self._jobs("INDEXED BY job_retired WHERE retired = ? ORDER BY batch, idx", (decision,))
+
+    def retired_alive(self) -> list[JobRecord]:
+        """The jobs that do not count any more, and have not ended yet."""
+        alive = ", ".join(f"'{state}'" for state in State if not state.final)
+        return self._jobs(f"INDEXED BY job_retired WHERE retired IS NOT NULL AND state IN ({alive})", ())
+
+    def attempts_retired_by(self, decision: int) -> list[AttemptRecord]:
+        """The attempts that do not count any more by a decision."""
+        return self._attempts("WHERE retired = ? ORDER BY job, attempt", (decision,))
 
     # --- attempts
 
@@ -203,7 +337,7 @@ class Ledger:
             for job, report in judged:
                 if report is None:
                     continue
-                good = job.state is State.DONE
+                good = job.state is State.DONE and job.retired is None
                 published = not (good and any(output.came_back for output in report.outputs))
                 values = {
                     "job": report.job,
@@ -215,11 +349,14 @@ class Ledger:
                     "good": good,
                     "published": published,
                     "report": report.data,
+                    "retired": job.retired,
                 }
                 db.execute(
-                    """INSERT INTO attempt SELECT :job, :attempt, :batch, :idx, :exit, :rehearsal,
-                       :good AND NOT EXISTS (SELECT 1 FROM attempt WHERE job = :job AND accepted = 1),
-                       :published, :report
+                    """INSERT INTO attempt
+                       (job, attempt, batch, idx, exit, rehearsal, accepted, published, report, retired)
+                       SELECT :job, :attempt, :batch, :idx, :exit, :rehearsal, :good AND NOT EXISTS
+                       (SELECT 1 FROM attempt WHERE job = :job AND accepted = 1 AND retired IS NULL),
+                       :published, :report, :retired
                        WHERE true ON CONFLICT DO NOTHING""",
                     values,
                 )
@@ -228,6 +365,9 @@ class Ledger:
                     [(m.id, report.batch, report.job, m.kind, m.doubt, m.text) for m in report.messages],
                 )
             _upsert(db, (job for job, _ in judged))
+            counted = [(job.state is State.DONE, report) for job, report in judged if job.retired is None]
+            _add_results(db, [Result(not good, report.rung if report else "") for good, report in counted])
+            _add_produced(db, [report for good, report in counted if report and good])
 
     def attempts(self, job: str) -> list[AttemptRecord]:
         """The reports of a job, in the order of its attempts."""
@@ -235,17 +375,37 @@ class Ledger:
 
     def unpublished(self, after: str, limit: int) -> list[AttemptRecord]:
         """Accepted attempts whose outputs do not have their final names yet, by job, those after the job `after`."""
-        where = "WHERE published = 0 AND accepted = 1 AND job > ? ORDER BY job LIMIT ?"
+        where = f"WHERE published = 0 AND {_ACCEPTED} AND job > ? ORDER BY job LIMIT ?"
         return self._attempts(where, (after, limit))
 
     def accepted(self) -> Iterator[AttemptRecord]:
         """The accepted attempts, by job."""
-        yield from self._attempts("WHERE accepted = 1 ORDER BY job", ())
+        yield from self._attempts(f"WHERE {_ACCEPTED} ORDER BY job", ())
+
+    def accepted_of(self, step: str, run: str) -> list[AttemptRecord]:
+        """The accepted attempts of a step's jobs of one run."""
+        whole = f"{step}.{run}"
+        found = self._attempts(f"WHERE {_ACCEPTED} AND job >= ? AND job < ? ORDER BY job", (whole, f"{whole}/"))
+        return [a for a in found if a.job == whole or a.job.rpartition(".")[0] == whole]
+
+    def rejected_of(self, step: str, run: str) -> list[AttemptRecord]:
+        """The attempts of a step's jobs of one run that were good and are not accepted, or not any more."""
+        whole = f"{step}.{run}"
+        where = f"WHERE NOT ({_ACCEPTED}) AND exit = 0 AND job >= ? AND job < ?"
+        found = self._attempts(where, (whole, f"{whole}/"))
+        return [a for a in found if a.job == whole or a.job.rpartition(".")[0] == whole]
+
+    def accepted_jobs(self) -> Iterator[str]:
+        """The names of the jobs that have an accepted attempt, in their order, one by one."""
+        try:
+            yield from (job for (job,) in self._db.execute(f"SELECT job FROM attempt WHERE {_ACCEPTED} ORDER BY job"))
+        except sqlite3.Error as error:
+            raise _fault(self.path, "read", error) from error
 
     def _attempts(self, where: str, values: Sequence[object]) -> list[AttemptRecord]:
-        columns = "job, attempt, batch, idx, exit, accepted, published, report"
+        columns = "job, attempt, batch, idx, exit, accepted, published, report, retired"
         rows = self._rows(f"SELECT {columns} FROM attempt {where}", values)
-        return [AttemptRecord(r[0], r[1], r[2], r[3], r[4], bool(r[5]), bool(r[6]), r[7]) for r in rows]
+        return [AttemptRecord(r[0], r[1], r[2], r[3], r[4], bool(r[5]), bool(r[6]), *r[7:]) for r in rows]
 
     def published(self, attempts: Iterable[AttemptRecord]) -> None:
         """Their outputs have their final names."""
@@ -257,7 +417,7 @@ class Ledger:
 
     def waiting_to_publish(self) -> int:
         """How many accepted attempts have outputs without their final names."""
-        return int(self._rows("SELECT count(*) FROM attempt WHERE published = 0 AND accepted = 1")[0][0])
+        return int(self._rows(f"SELECT count(*) FROM attempt WHERE published = 0 AND {_ACCEPTED}")[0][0])
 
     # --- messages
 
@@ -279,13 +439,117 @@ class Ledger:
             what = f"sent the {message.kind} message of {message.job} by {route}"
             db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, what))
 
+    # --- unattended
+
+    def watching(self) -> Watching | None:
+        """What `watch` saw last; None before it looked for the first time."""
+        rows = self._rows("SELECT looked, changed, asked, silent, why FROM watching")
+        return Watching(*rows[0]) if rows else None
+
+    def watched(self, now: Watching) -> None:
+        """`watch` has looked."""
+        with self._transaction() as db:
+            values = (now.looked, now.changed, now.asked, now.silent, now.why)
+            db.execute("INSERT OR REPLACE INTO watching VALUES (1, ?, ?, ?, ?, ?)", values)
+
+    def halts(self) -> list[Halt]:
+        """Why nothing more is sent, the oldest reason first."""
+        return [Halt(*row) for row in self._rows("SELECT kind, since, why FROM halt ORDER BY since, kind")]
+
+    def halt(self, kind: str, why: str, time: datetime, who: str) -> None:
+        """Send nothing more until `lift`. One that is there stays, with its time and its words."""
+        with self._transaction() as db:
+            if db.execute("INSERT OR IGNORE INTO halt VALUES (?, ?, ?)", (kind, _text(time), why)).rowcount:
+                db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"stopped ({kind}): {why}"))
+
+    def lift(self, kind: str, time: datetime, who: str, why: str) -> None:
+        """Go on; the circuit breaker's window begins anew."""
+        with self._transaction() as db:
+            if db.execute("DELETE FROM halt WHERE kind = ?", (kind,)).rowcount:
+                db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"goes on ({kind}): {why}"))
+            if kind == "breaker":
+                db.execute("DELETE FROM result")
+
+    def paused(self) -> set[str]:
+        """The batches whose waiting jobs were kept from starting."""
+        return {batch for (batch,) in self._rows("SELECT batch FROM paused")}
+
+    def pause(self, batch: str) -> None:
+        """Its waiting jobs are about to be kept from starting."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO paused VALUES (?)", (batch,))
+
+    def unpause(self, batch: str) -> None:
+        """Its jobs may start again."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM paused WHERE batch = ?", (batch,))
+
+    def doubtful(self) -> list[tuple[str, str]]:
+        """The batches of which nobody knows whether they landed: name, since when."""
+        return [(row[0], row[1]) for row in self._rows("SELECT name, intended FROM batch WHERE submitted IS NULL")]
+
+    def held_reasons(self) -> dict[str, int]:
+        """Why jobs are held -> how many, the most frequent first."""
+        held = "FROM job WHERE state = 'held' AND retired IS NULL GROUP BY reason"
+        query = f"SELECT reason, count(*) {held} ORDER BY count(*) DESC, reason"
+        return {reason: int(count) for reason, count in self._rows(query)}
+
+    def results(self, most: int) -> list[Result]:
+        """The last jobs that ended, the newest first."""
+        rows = self._rows("SELECT failed, rung FROM result ORDER BY id DESC LIMIT ?", (most,))
+        return [Result(bool(failed), rung) for failed, rung in rows]
+
+    def produced(self) -> dict[str, tuple[int, int]]:
+        """Batch -> (good jobs, bytes that they published)."""
+        rows = self._rows("SELECT batch, jobs, bytes FROM produced")
+        return {batch: (jobs, count) for batch, jobs, count in rows}
+
+    def trial(self) -> tuple[str, ...]:
+        """The runs of the trial, which are the first block; none: there was no trial."""
+        return tuple(run for (run,) in self._rows("SELECT run FROM trial ORDER BY place"))
+
+    def begin_trial(self, runs: Sequence[str], time: datetime, who: str) -> None:
+        """These runs first: the rest waits until a person has seen what became of them."""
+        with self._transaction() as db:
+            db.executemany("INSERT INTO trial VALUES (?, ?)", list(enumerate(runs)))
+            why = f"a trial of {show_count(len(runs), 'run')} comes first"
+            db.execute("INSERT INTO halt VALUES ('trial', ?, ?)", (_text(time), why))
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"stopped (trial): {why}"))
+
+    def adjusted(self) -> dict[tuple[str, str], int]:
+        """What was changed since the submission: (step or site, name of the resource) -> bytes or seconds."""
+        return {(row[0], row[1]): int(row[2]) for row in self._rows("SELECT subject, name, value FROM adjusted")}
+
+    def adjust(self, values: Mapping[tuple[str, str], int], time: datetime, who: str, what: str) -> None:
+        """Change it, for the batches that are still to be sent."""
+        with self._transaction() as db:
+            rows = [(subject, name, value) for (subject, name), value in values.items()]
+            db.executemany("INSERT OR REPLACE INTO adjusted VALUES (?, ?, ?)", rows)
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, what))
+
+    def told(self) -> list[Told]:
+        """What a person was told, or could not be told."""
+        rows = self._rows("SELECT kind, about, route, tried, told FROM alert")
+        return [Told(kind, about, route, tried, bool(told)) for kind, about, route, tried, told in rows]
+
+    def tell(self, told: Iterable[Told], over: Iterable[Told] = ()) -> None:
+        """Remember what a person was told; `over` is forgotten."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM alert WHERE kind = ? AND about = ? AND route = ?",
+                           [(t.kind, t.about, t.route) for t in over])  # fmt: skip
+            rows = [(t.kind, t.about, t.route, t.tried, t.told) for t in told]
+            db.executemany("INSERT OR REPLACE INTO alert VALUES (?, ?, ?, ?, ?)", rows)
+
     def rehearsed(self) -> int:
         """How many jobs ran without a container (site `local` on a machine without a runtime)."""
         query = "SELECT count(DISTINCT job) FROM attempt WHERE rehearsal = 1"
         return int(self._rows(query)[0][0])
 
 
-_HINTS = {"database or disk is full": "Make room, then run the same command again: nothing is lost."}
+_HINTS = {
+    "database or disk is full": "Make room, then run the same command again: nothing is lost.",
+    "disk I/O error": "Is its disk full? Make room, then run the same command again: nothing is lost.",
+}
 
 
 def _fault(path: Path, what: str, error: sqlite3.Error) -> LedgerError:
@@ -308,16 +572,57 @@ def _transaction(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connect
         raise _fault(path, "written", error) from error
 
 
+def _settle(db: sqlite3.Connection, path: Path) -> None:
+    try:
+        busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        fault = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except sqlite3.Error as error:
+        raise _fault(path, "read", error) from error
+    if busy:
+        raise LedgerError(f"{path} is being read by another program", "Try again when it has ended.")
+    if fault != "ok":
+        raise LedgerError(f"{path} is damaged: {fault}")
+
+
 def _text(time: datetime) -> str:
     return time.isoformat(timespec="seconds")
 
 
+def _batch(row: dict[str, Any], retired: int) -> BatchRecord:
+    for name in ("options", "parameters"):
+        row[name] = json.loads(row[name])
+    row["pieces"] = {run: frozenset(pieces) for run, pieces in json.loads(row["pieces"]).items()}
+    row["runs"] = None if row["runs"] is None else tuple(json.loads(row["runs"]))
+    return BatchRecord(**row, retired=retired)
+
+
 def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
     db.executemany(
-        """INSERT INTO job VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (batch, idx) DO UPDATE SET state = excluded.state,
+        """INSERT INTO job (batch, idx, name, state, since, starts, host, reason, code)
+           VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (batch, idx) DO UPDATE SET state = excluded.state,
            since = excluded.since, starts = excluded.starts, host = excluded.host, reason = excluded.reason,
            code = excluded.code""",
         ((j.batch, j.index, j.name, j.state, j.since, j.starts, j.host, j.reason, j.code) for j in jobs),
+    )
+
+
+def _add_results(db: sqlite3.Connection, results: Sequence[Result]) -> None:
+    if results:
+        rows = [(result.failed, result.rung) for result in results[-WINDOW_MOST:]]
+        db.executemany("INSERT INTO result (failed, rung) VALUES (?, ?)", rows)
+        db.execute("DELETE FROM result WHERE id <= (SELECT max(id) FROM result) - ?", (WINDOW_MOST,))
+
+
+def _add_produced(db: sqlite3.Connection, reports: Iterable[Report]) -> None:
+    total: dict[str, list[int]] = {}
+    for report in reports:
+        counted = total.setdefault(report.batch, [0, 0])
+        counted[0] += 1
+        counted[1] += sum(output.bytes for output in report.outputs)
+    db.executemany(
+        """INSERT INTO produced VALUES (?, ?, ?) ON CONFLICT (batch) DO UPDATE
+           SET jobs = jobs + excluded.jobs, bytes = bytes + excluded.bytes""",
+        [(batch, jobs, count) for batch, (jobs, count) in total.items()],
     )
 
 
@@ -361,9 +666,20 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
             )
             raise LedgerError(text, "Use the fermigrid that wrote it.")
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+            db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number};")
+            if number == GENERATIONS:
+                _add_runs(db, path.parent)
+            db.execute("COMMIT")
     except sqlite3.Error as error:
         raise _fault(path, "opened as a ledger", error) from error
+
+
+def _add_runs(db: sqlite3.Connection, folder: Path) -> None:
+    """Which runs the batches of an older ledger do; of one without a plan: all of its block."""
+    for batch, block, step, generation in db.execute("SELECT id, block, step, generation FROM batch").fetchall():
+        with suppress(OSError):
+            runs = runs_in_plan(folder / "blocks" / block / f"{step}.g{generation}" / "plan")
+            db.execute("UPDATE batch SET runs = ? WHERE id = ?", (json.dumps(runs), batch))
 
 
 _NETWORK = {
@@ -484,6 +800,41 @@ class PackedLogs:
         row = self._db.execute("SELECT text FROM log WHERE job = ? AND batch = ?", (job, batch)).fetchone()
         return zlib.decompress(row[0]) if row else None
 
+    def settle_file(self) -> None:
+        """Bring all that was written into the one file. Raises LedgerError when it is damaged, or being read."""
+        _settle(self._db, self._path)
+
     def close(self) -> None:
         """Give the file back."""
+        self._db.close()
+
+
+class NameBook:
+    """Whose a name is, for more names than memory has room for: a temporary file, gone when it is closed."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("CREATE TABLE name (name TEXT PRIMARY KEY, owner TEXT) WITHOUT ROWID")
+
+    def claim(self, names: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
+        """Note (name, owner); returns (name, first owner, owner) for those that had another owner already."""
+        taken = []
+        self._db.execute("BEGIN")
+        for name, owner in names:
+            if self._db.execute("INSERT OR IGNORE INTO name VALUES (?, ?)", (name, owner)).rowcount == 0:
+                first = self.owner(name)
+                taken += [(name, first, owner)] if first != owner else []
+        self._db.execute("COMMIT")
+        return taken
+
+    def owner(self, name: str) -> str:
+        """Whose the name is; "" nobody's."""
+        try:
+            row = self._db.execute("SELECT owner FROM name WHERE name = ?", (name,)).fetchone()
+        except UnicodeEncodeError:  # a file's name that is no text
+            return ""
+        return str(row[0]) if row else ""
+
+    def close(self) -> None:
+        """Forget them all."""
         self._db.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fermigrid.advance import Work
 from fermigrid.campaign import Campaign, PipelineMessages, Resources, Step
 from fermigrid.errors import SecretRefused
+from fermigrid.gather import Gathering, Given, Good, come_with_jobs
 from fermigrid.image import Http, Image, Software
 from fermigrid.placeholder import compile_text
 from fermigrid.quoting import encode_field
@@ -20,7 +21,7 @@ from fermigrid.runs import Run
 from fermigrid.sealed import SealedFiles, file_names
 from fermigrid.secret import Secret
 from fermigrid.site import Site, SiteImage
-from fermigrid.split import count_jobs, pieces_of
+from fermigrid.split import chosen_pieces, count_jobs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Fields = tuple[tuple[str, str], ...]
 _NONE = frozenset[str]()
+_NOTHING: Mapping[str, str] = {}
+_EVERY: Mapping[str, frozenset[str]] = {}
 _OVER_HTTP = re.compile(r"https?:|\{")  # or it may be, as the run table says
 _SCHEME = re.compile(r"(?:file|https?|x?root)://|/")
 
@@ -55,6 +58,7 @@ class Assembled:
     site_sources: Mapping[str, Source]
     catalogue_sources: Mapping[tuple[str, str], Source]
     sealed: Mapping[tuple[str, str], SealedFiles | str] = field(default_factory=dict)
+    trial: int = 0  # so many runs are a trial: they come first, and are the first block
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Request:
     accounting_user: str | None
     priority: int
     has_code: bool
+    has_gathered: bool  # files from the run folder that each job is given
     secrets: Mapping[str, Secret]
 
 
@@ -95,7 +100,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One job: its name and its line of a shard (without the line break)."""
+    """One job: its name and its line of a shard (without the line break), with those of what it gathers after it."""
 
     job: str
     line: str
@@ -108,19 +113,29 @@ class Plan:
     header: Header
     assembled: Assembled
     work: Work
+    given: Given
 
     def rows(self) -> Iterator[Row]:
         """The jobs in order. That no two publish the same output is check.py's affair."""
-        step = self.assembled.campaign.steps[self.work.step]
-        form = _row_text(self.assembled, self.work, step)
-        for values in jobs_of(self.work.step, step, _encoded(self.work.runs)):
-            yield Row(values["job"], form.format_map(values))
+        work, step = self.work, self.assembled.campaign.steps[self.work.step]
+        form = _row_text(self.assembled, work, step)
+        jobs = jobs_of(work.step, step, _encoded(work.runs), work.pieces)
+        if not step.gather:
+            for values in jobs:
+                yield Row(values["job"], form.format_map(values))
+            return
+        gathering = Gathering(self.assembled.campaign, work.step, self.assembled.sites, work.site, self.given)
+        pieces = ((run, piece) for run in work.runs for piece in chosen_pieces(step, run, work.pieces))
+        for values, (run, piece) in zip(jobs, pieces, strict=True):
+            lines = tuple(gathering.lines(run, piece))
+            row = f"{form.format_map(values)}\tmore={len(lines)}"
+            yield Row(values["job"], "\n".join((row, *lines)))
 
 
-def constants_of(campaign: Campaign, step: str, site: str) -> dict[str, str]:
-    """The placeholders that are the same for all jobs of a step."""
-    fixed = {"campaign": campaign.campaign, "version": campaign.version, "step": step, "site": site}
-    return {**campaign.parameters, **fixed}
+def constants_of(campaign: Campaign, step: str, site: str, parameters: Mapping[str, str] = _NOTHING) -> dict[str, str]:
+    """The placeholders that are the same for all jobs of a step; `parameters` replace the campaign's and `version`."""
+    fixed = {"campaign": campaign.campaign, "step": step, "site": site}
+    return {**campaign.parameters, "version": campaign.version, **parameters, **fixed}
 
 
 def variables_of(step: Step, example: Run) -> frozenset[str]:
@@ -128,18 +143,25 @@ def variables_of(step: Step, example: Run) -> frozenset[str]:
     names = {"run", "job", *(example.columns or ())}
     if example.events is not None:
         names.add("events")
-    if step.foreach == "clump":
+    if step.foreach != "run":
         names |= {"piece", "first_event", "event_count"}
+    if step.foreach in ("chunk", "crumb"):
+        names.add("chunk")
+    if step.foreach == "crumb":
+        names.add("crumb")
     return frozenset(names)
 
 
 def job_name(step: str, run: str, piece: str) -> str:
-    """`clump.r0239557414.c003`, or `merge.r0239557414` for a whole run."""
+    """`clump.r0239557414.c003`, `crumb.r0239557414.k003u012`, or `merge.r0239557414` for a whole run."""
     return f"{step}.{run}.{piece}" if piece else f"{step}.{run}"
 
 
-def plan_batch(assembled: Assembled, work: Work) -> Plan:
-    """One batch: the runs of one block for one step at one site."""
+def plan_batch(assembled: Assembled, work: Work, given: Given | None = None) -> Plan:
+    """One batch: the runs of one block for one step at one site.
+
+    `given`: what was accepted of the steps that it gathers from; None: as if every job were good, as `render` shows.
+    """
     campaign, site = assembled.campaign, assembled.sites[work.site]
     step = campaign.steps[work.step]
     image = assembled.catalogue.images[campaign.image]
@@ -154,6 +176,7 @@ def plan_batch(assembled: Assembled, work: Work) -> Plan:
         accounting_user=campaign.accounting.user,
         priority=campaign.accounting.priority,
         has_code=assembled.bundle is not None,
+        has_gathered=come_with_jobs(step, assembled.sites),
         secrets={name: site.secrets[name] for name in step.secrets},
     )
     header = Header(
@@ -162,11 +185,21 @@ def plan_batch(assembled: Assembled, work: Work) -> Plan:
         site=work.site,
         block=work.block,
         generation=work.generation,
-        jobs=count_jobs(step, work.runs),
+        jobs=count_jobs(step, work.runs, work.pieces),
         worker=tuple(_worker_fields(assembled, work, site, step, image)),
         request=request,
     )
-    return Plan(header, assembled, work)
+    return Plan(header, assembled, work, given or _as_if_good(assembled, work))
+
+
+def _as_if_good(a: Assembled, work: Work) -> Given:
+    def given(step: str, output: str, run: Run) -> dict[str, Good]:
+        what, constants = a.campaign.steps[step], constants_of(a.campaign, step, work.site, work.parameters)
+        form = compile_text(what.outputs[output], constants, variables_of(what, a.runs[0]))
+        jobs = jobs_of(step, what, (run,))
+        return {values["piece"]: Good(form.format_map(values), work.site) for values in jobs}
+
+    return given
 
 
 def image_paths(name: str, image: Image, site: Site) -> tuple[str, ...]:
@@ -204,7 +237,9 @@ def _worker_fields(a: Assembled, work: Work, site: Site, step: Step, image: Imag
         yield "output.root", site.output.root
     yield from (("limit.stage_in", str(site.staging.stage_in)), ("limit.stage_out", str(site.staging.stage_out)))
     yield from (("stage.tries", str(site.staging.tries)), ("cores.limit", str(site.staging.cores)))
-    if any(_OVER_HTTP.match(place) for places in step.inputs.values() for place in places):
+    yield from (("gather", folder) for folder in step.gather)
+    gathers_over_http = step.gather and any(other.output.kind == "http" for other in a.sites.values())
+    if gathers_over_http or any(_OVER_HTTP.match(place) for places in step.inputs.values() for place in places):
         yield "stage.http", "yes"
     if a.campaign.messages:
         yield from _message_fields(a.campaign.messages, site)
@@ -223,7 +258,7 @@ def _message_fields(who: PipelineMessages, site: Site) -> Iterator[tuple[str, st
 
 def _environment(a: Assembled, work: Work, site: Site) -> dict[str, str]:
     """site < campaign; what a step sets itself is in the rows, because it may differ from job to job."""
-    constants = constants_of(a.campaign, work.step, site.site)
+    constants = constants_of(a.campaign, work.step, site.site, work.parameters)
     written = a.campaign.environment.items()
     return {
         **site.environment,
@@ -331,8 +366,9 @@ def secret_files(plan: Plan) -> Iterator[tuple[str, bytes]]:
 
 def _row_text(a: Assembled, work: Work, step: Step) -> str:
     """The row of every job of a step as one format string over `variables_of`, escapes of the literals done."""
-    constants, variables = constants_of(a.campaign, work.step, work.site), variables_of(step, a.runs[0])
-    first = next(jobs_of(work.step, step, work.runs))
+    constants = constants_of(a.campaign, work.step, work.site, work.parameters)
+    variables = variables_of(step, a.runs[0])
+    first = next(jobs_of(work.step, step, work.runs, work.pieces))
 
     def text(written: str) -> str:
         return compile_text(written, constants, variables, encode_field)
@@ -365,15 +401,21 @@ def _place(compiled: str, a: Assembled, first: Mapping[str, str]) -> str:
     return _double(encode_field(f"{a.folder}/")) + compiled
 
 
-def jobs_of(step: str, what: Step, runs: Iterable[Run]) -> Iterator[dict[str, str]]:
-    """The values of `variables_of` for each job of a step, in order. One dict, changed in place: copy it to keep it."""
+def jobs_of(
+    step: str, what: Step, runs: Iterable[Run], only: Mapping[str, frozenset[str]] = _EVERY
+) -> Iterator[dict[str, str]]:
+    """The values of `variables_of` for each job of a step, in order; of a run that is in `only` no other pieces than
+    those. One dict for a run, changed in place: copy it to keep it."""
     values: dict[str, str] = {}
+    of_chunks = what.foreach in ("chunk", "crumb")
     for run in runs:
         values = dict(run.columns or {}, run=run.name, events=str(run.events))
-        for piece in pieces_of(what, run):
+        for piece in chosen_pieces(what, run, only):
             values["job"] = job_name(step, run.name, piece.name)
             values["piece"] = piece.name
             values["first_event"], values["event_count"] = str(piece.first), str(piece.count)
+            if of_chunks:
+                values["chunk"], values["crumb"] = piece.chunk, piece.crumb
             yield values
 
 

@@ -11,6 +11,7 @@ from typing import cast
 
 from fermigrid.difference import Job, PlanText
 from fermigrid.errors import NotFound, RunFolderError
+from fermigrid.gather import lines_of_row
 from fermigrid.planfolder import Manifest, open_of_plan, plan_faults, read_manifest
 from fermigrid.quoting import decode_lines
 
@@ -112,7 +113,7 @@ def jobs_in(folder: Path) -> Iterator[Job]:
                 name, where, row = line.decode("ascii").split()
                 if where != shard:
                     shard, rows = where, _rows(folder, where)
-                yield Job(name, rows[int(row) - 1])
+                yield Job(name, "\t".join((rows[int(row) - 1], *lines_of_row(rows, int(row)))))
     except OSError as error:
         raise RunFolderError(f"the plan {folder} cannot be read: {error.filename}: {error.strerror}") from error
     except (ValueError, IndexError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fermigrid.states import State
 
@@ -26,7 +27,11 @@ class CampaignRecord:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """A batch as the ledger knows it; `submitted` is None while nobody knows whether it landed."""
+    """A batch as the ledger knows it; `submitted` is None while nobody knows whether it landed.
+
+    `runs`: those that it does, None: all of its block; of a run in `pieces` only those. `parameters`: what replaced the
+    campaign's in it. `retired`: how many of its jobs do not count any more, because they are done again.
+    """
 
     id: str
     block: str
@@ -42,11 +47,34 @@ class BatchRecord:
     place: str | None = None
     cluster: int | None = None
     removed: str | None = None
+    runs: tuple[str, ...] | None = None
+    pieces: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    retired: int = 0
+
+    @property
+    def counted(self) -> int:
+        """The jobs that count."""
+        return self.jobs - self.retired
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done again, who wanted it, when, why. `kind`: retry or rollback; `finished`: None until its jobs have
+    left the queue and their outputs are out of the way."""
+
+    id: int
+    time: str
+    who: str
+    kind: str
+    why: str
+    finished: str | None
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job to which something happened."""
+    """A job to which something happened. `retired`: the decision by which it does not count any more; `successor`: the
+    batch that does it again, None: that is still to be sent."""
 
     batch: str
     index: int
@@ -57,6 +85,8 @@ class JobRecord:
     host: str = ""
     reason: str = ""
     code: str = ""
+    retired: int | None = None
+    successor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,3 +124,35 @@ class AttemptRecord:
     accepted: bool
     published: bool
     report: str
+    retired: int | None = None  # by which decision it does not count any more
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What `watch` saw last: times as text; `silent` is since when a batch system has not answered, and `why`."""
+
+    looked: str
+    changed: str
+    asked: str | None = None
+    silent: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Why nothing more of a campaign is sent. `kind`: breaker, trial or space."""
+
+    kind: str
+    since: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a person was told, or could not be told, by a route; `tried` in seconds since 1970."""
+
+    kind: str
+    about: str
+    route: str
+    tried: int
+    told: bool

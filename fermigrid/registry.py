@@ -97,8 +97,9 @@ def _links(registry: Path) -> Iterator[tuple[str, RunFolder]]:
 
 
 def _has_ledger(folder: RunFolder) -> bool:
+    """Is it a run folder with a campaign, or one whose campaign was archived?"""
     try:
-        return folder.ledger.is_file()
+        return folder.ledger.is_file() or folder.pointer.is_file()
     except OSError:  # somebody took away the right to look into it, or its name is too long
         return False
 
@@ -115,7 +116,7 @@ def refuse_second(name: str, folder: RunFolder, *registries: Path) -> None:
 
 
 def find_campaign(wanted: str, *registries: Path) -> RunFolder:
-    """A campaign by its name or run folder. Raises NotFound, also when two have the name."""
+    """A campaign by its name, run folder or archive. Raises NotFound, also when two have the name."""
     path = Path(wanted)
     if _has_ledger(RunFolder(path)):
         return RunFolder(Path(os.path.normpath(path.absolute())))
@@ -126,6 +127,9 @@ def find_campaign(wanted: str, *registries: Path) -> RunFolder:
     if folders:
         places = ", ".join(str(folder.path) for folder in folders)
         raise NotFound(f"{len(folders)} campaigns are named {wanted!r}", f"Say which by its run folder: {places}")
+    with suppress(OSError):  # no name of a file
+        if path.is_file():
+            return RunFolder(path.absolute())
     names = sorted({name for name, _ in known})
     hint = f"Known: {', '.join(names)}" if names else "No campaign was submitted yet."
     raise NotFound(f"no campaign {wanted!r}{nearest(wanted, names)}", hint)

@@ -7,6 +7,7 @@ quoting.py before it meets a template, and `finalize` refuses what slipped throu
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,8 @@ class Shard:
 
 
 def render_shards(plan: Plan) -> Iterator[Shard]:
-    """The rows in shards of at most SHARD_BYTES (a longer row has one to itself), named by number and digest."""
+    """The rows in shards of at most SHARD_BYTES (a longer row has one to itself), named by number and digest. A row's
+    number is that of its first line."""
     names: list[str] = []
     lines: list[bytes] = []
     size = number = 0
@@ -68,7 +70,8 @@ def render_shards(plan: Plan) -> Iterator[Shard]:
 def _shard(number: int, names: list[str], lines: list[bytes]) -> Shard:
     data = b"\n".join(lines) + b"\n"
     name = f"s{number:04d}-{hashlib.sha256(data).hexdigest()[:32]}.rows"
-    items = "".join([f"{job} {name} {row}\n" for row, job in enumerate(names, 1)])
+    numbers = itertools.accumulate((line.count(b"\n") + 1 for line in lines), initial=1)
+    items = "".join([f"{job} {name} {row}\n" for job, row in zip(names, numbers, strict=False)])
     return Shard(name, data, items.encode())
 
 
@@ -195,6 +198,7 @@ def submit_row(header: Header) -> dict[str, Any]:
         "priority": request.priority,
         "retries": request.retries,
         "has_bundle": request.has_code,
+        "has_gathered": request.has_gathered,
         **secret_row(request.secrets),
         "max_materialize": most if late else None,
         "max_idle": condor.max_idle if late else None,

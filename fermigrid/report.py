@@ -155,7 +155,7 @@ def _from_json(data: Mapping[str, Any], text: str) -> Report:
         message=str(data["message"]),
         begin=int(data["begin"]),
         end=int(data["end"]),
-        outputs=_outputs(data),
+        outputs=outputs_in(data),
         summary={str(key): str(value) for key, value in data["summary"].items()},
         messages=tuple(_message(m) for m in data.get("messages", ()) if m["result"] != "sent"),
         data=text,
@@ -187,10 +187,11 @@ def _exit_code(value: object) -> int:
 
 def outputs_of(data: str) -> tuple[Output, ...]:
     """The outputs in a report's JSON."""
-    return _outputs(json.loads(data))
+    return outputs_in(json.loads(data))
 
 
-def _outputs(data: Mapping[str, Any]) -> tuple[Output, ...]:
+def outputs_in(data: Mapping[str, Any]) -> tuple[Output, ...]:
+    """The outputs in a report that was read already. Raises ValueError, KeyError, TypeError."""
     return tuple(
         Output(str(o["name"]), _inside(o["to"]), str(o["file"]), int(o["bytes"]), str(o["sha256"]), str(o["result"]))
         for o in data["outputs"]

@@ -158,7 +158,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _post(url: str, mail: Mail, limit: float, ca: str | None) -> tuple[Fate, str]:
-    request = urllib.request.Request(url, mail.text, {"Content-Type": "message/rfc822"})
+    return post(url, mail.text, "message/rfc822", limit, ca)
+
+
+def post(url: str, body: bytes, kind: str, limit: float, ca: str | None) -> tuple[Fate, str]:
+    """POST a body of a content type; what became of it, and why in words. The words never have the URL in them."""
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
     try:
         https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca))
         with urllib.request.build_opener(https, _NoRedirect).open(request, timeout=limit):
@@ -170,5 +175,7 @@ def _post(url: str, mail: Mail, limit: float, ca: str | None) -> tuple[Fate, str
         return Fate.UNSENT, str(error.reason)
     except (ssl.SSLError, FileNotFoundError) as error:
         return Fate.UNSENT, f"{ca}: {error}"
+    except http.client.InvalidURL:  # its words have the URL in them
+        return Fate.UNSENT, "what is given is no URL that can be used"
     except (OSError, http.client.HTTPException) as error:
         return Fate.DOUBT, f"no answer after the text: {error}"

@@ -15,9 +15,19 @@ _TAME_PATH = re.compile(r"[A-Za-z0-9/._+@=-]+\Z")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A campaign's folder (docs/architecture.md, "The run folder")."""
+    """A campaign's folder (docs/architecture.md, "The run folder").
+
+    `archive`: the file that it was unpacked from, to be read only; `home`: where it was, and its outputs still are.
+    """
 
     path: Path
+    archive: Path | None = None
+    home: Path | None = None
+
+    @property
+    def pointer(self) -> Path:
+        """The file that tells, in place of all but the outputs, where the campaign was archived to."""
+        return self.path / "archived.json"
 
     @property
     def ledger(self) -> Path:
@@ -52,7 +62,7 @@ class RunFolder:
     @property
     def outputs(self) -> Path:
         """Accepted outputs that came back with their jobs."""
-        return self.path / "outputs"
+        return (self.home or self.path) / "outputs"
 
     def batch(self, block: str, step: str, generation: int) -> Path:
         """`blocks/b0000/clump.g0`: holds plan/ and work/."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+GENERATIONS = 5  # the migration that brought them
 MIGRATIONS = (
     """
     CREATE TABLE campaign (            -- one row
@@ -97,5 +98,79 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE campaign ADD COLUMN team TEXT;   -- the group that the run folder is shared with; NULL: private
+    """,
+    """
+    CREATE TABLE decision (            -- what is done again, and who wanted it
+        id INTEGER PRIMARY KEY,
+        time TEXT NOT NULL,
+        who TEXT NOT NULL,             -- user@host; for what the campaign itself says: its key
+        kind TEXT NOT NULL,            -- retry or rollback
+        why TEXT NOT NULL,             -- what was asked for, in words
+        finished TEXT                  -- when its jobs had left the queue and their outputs were out of the way
+    ) STRICT;
+    CREATE TABLE override (            -- what replaces the campaign's parameters and version
+        step TEXT NOT NULL,
+        run TEXT NOT NULL,
+        parameters TEXT NOT NULL,      -- JSON object
+        decision INTEGER NOT NULL REFERENCES decision,
+        PRIMARY KEY (step, run)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE batch ADD COLUMN runs TEXT;      -- the runs that it does, JSON list; NULL: all of its block
+    ALTER TABLE batch ADD COLUMN pieces TEXT NOT NULL DEFAULT '{}';      -- run -> its pieces; a run not here is whole
+    ALTER TABLE batch ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}';  -- what replaces the campaign's in it
+    ALTER TABLE job ADD COLUMN retired INTEGER REFERENCES decision;      -- it does not count any more: it is done again
+    ALTER TABLE job ADD COLUMN successor TEXT;   -- the batch that does it again; NULL: that is still to be sent
+    ALTER TABLE attempt ADD COLUMN retired INTEGER REFERENCES decision;
+    CREATE INDEX job_retired ON job (batch, state) WHERE retired IS NOT NULL;
+    CREATE INDEX job_again ON job (batch) WHERE retired IS NOT NULL AND successor IS NULL;
+    CREATE INDEX attempt_retired ON attempt (retired) WHERE retired IS NOT NULL;
+    DROP INDEX accepted_once;
+    CREATE UNIQUE INDEX accepted_once ON attempt (job) WHERE accepted = 1 AND retired IS NULL;
+    """,
+    """
+    CREATE TABLE watching (            -- one row once `watch` has looked
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        looked TEXT NOT NULL,          -- when it looked last
+        changed TEXT NOT NULL,         -- when it last saw something happen
+        asked TEXT,                    -- when every batch system was last asked whether it answers
+        silent TEXT,                   -- since when one does not; NULL: all do
+        why TEXT NOT NULL              -- what was said then
+    ) STRICT;
+    CREATE TABLE trial (               -- the runs of the trial: they are the first block, in this order
+        place INTEGER PRIMARY KEY,
+        run TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE halt (                -- why nothing more is sent, until a person says `fermigrid resume`
+        kind TEXT PRIMARY KEY,         -- breaker, trial or space
+        since TEXT NOT NULL,
+        why TEXT NOT NULL              -- in words
+    ) STRICT;
+    CREATE TABLE paused (              -- batches whose waiting jobs were kept from starting
+        batch TEXT PRIMARY KEY REFERENCES batch
+    ) STRICT;
+    CREATE TABLE result (              -- the last jobs that ended, for the circuit breaker
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        failed INTEGER NOT NULL,
+        rung TEXT NOT NULL             -- what served the image; empty without a report
+    ) STRICT;
+    CREATE TABLE produced (            -- what the good jobs of a batch published
+        batch TEXT PRIMARY KEY REFERENCES batch,
+        jobs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE adjusted (            -- what a person changed of the campaign and its sites after the submission
+        subject TEXT NOT NULL,         -- a step, or a site
+        name TEXT NOT NULL,            -- memory, disk, walltime; quota
+        value INTEGER NOT NULL,        -- bytes, seconds
+        PRIMARY KEY (subject, name)
+    ) STRICT;
+    CREATE TABLE alert (               -- what a person was told by which route
+        kind TEXT NOT NULL,
+        about TEXT NOT NULL,
+        route TEXT NOT NULL,           -- mail or webhook
+        tried INTEGER NOT NULL,        -- seconds since 1970
+        told INTEGER NOT NULL,         -- 1: it took the message; 0: it did not
+        PRIMARY KEY (kind, about, route)
+    ) STRICT;
     """,
 )

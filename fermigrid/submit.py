@@ -12,17 +12,18 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from fermigrid import __version__, backends
 from fermigrid.access import Trust, group_name, make_run_folder, team_of, trust_of
-from fermigrid.advance import Work, blocks_of
+from fermigrid.advance import Work, blocks_of, runs_of_block
 from fermigrid.assemble import assemble_kept
 from fermigrid.backends import Handle, RenderedBatch
 from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionRefused
+from fermigrid.given import given_by, lay_out, without_unpublished
 from fermigrid.inherit import read_site
 from fermigrid.ledger import Ledger, create_ledger, open_ledger
 from fermigrid.plan import Assembled, plan_batch, shares
@@ -33,6 +34,8 @@ from fermigrid.runs import parse_table, write_table
 from fermigrid.sealed import SealedFiles, file_names
 from fermigrid.secret_check import refuse_unfit, with_sealed
 from fermigrid.site import Site
+from fermigrid.split import count_jobs
+from fermigrid.trial import choose_runs
 from fermigrid.units import show_count
 
 NAMESPACE = uuid.UUID("6f2c0c1e-5d0b-5f43-9a3e-3c8f0b1f4a55")
@@ -43,12 +46,14 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Hand:
-    """Who acts, the clock, the program of P2_SENDMAIL: what the core may not read from its surroundings."""
+    """What the core may not read from its surroundings: who acts, the clock, the program of P2_SENDMAIL, and the
+    environment, which says where alerts go, and may hold a secret of theirs."""
 
     who: str
     now: Callable[[], datetime]
     tell: Tell
     sendmail: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def batch_id(instance: str, digest: str, step: str, site: str, generation: int) -> str:
@@ -81,6 +86,9 @@ def prepare(folder: RunFolder, gid: int | None = None, trust: Trust | None = Non
         names = {path.name for path in folder.path.iterdir()}
     except OSError as error:
         raise RunFolderError(f"cannot make the run folder {folder.path}: {error.strerror}") from error
+    if folder.pointer.name in names:
+        text = f"{folder.path} held a campaign that was archived: {folder.pointer} says where to"
+        raise RunFolderError(text, "To submit it once more: another folder with --run-dir.")
     # Without a ledger it may only hold what a submission that was cut short had made so far, its lock first of all:
     # campaign.yaml and runs.csv alone are a person's own.
     ours = set(MADE_FIRST) if MADE_FIRST[0] in names else set()
@@ -89,17 +97,20 @@ def prepare(folder: RunFolder, gid: int | None = None, trust: Trust | None = Non
         raise RunFolderError(text, "Give another folder with --run-dir.")
 
 
-def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Sequence[str], hand: Hand) -> Ledger:
+def begin(
+    assembled: Assembled, folder: RunFolder, site: str | None, search: Sequence[str], hand: Hand, trial: int = 0
+) -> Ledger:
     """A new ledger in the run folder, or the one that is there if it is of this very campaign.
 
-    The caller holds the writer's lock. Raises RunFolderError when the folder holds another campaign; nothing in it is
-    touched then.
+    `trial`: so many runs come first, and the rest waits; a ledger that is there must have been begun so. The caller
+    holds the writer's lock. Raises RunFolderError when the folder holds another campaign: nothing in it is touched.
     """
     digest = campaign_digest(assembled, site)
     if folder.ledger.is_file():
         ledger = open_ledger(folder.ledger)
         known = ledger.campaign()
         if known.digest == digest and not known.stopped:
+            _refuse_late_trial(ledger, folder, trial)
             return ledger
         ledger.close()
         if known.stopped:
@@ -131,9 +142,19 @@ def begin(assembled: Assembled, folder: RunFolder, site: str | None, search: Seq
         if name.startswith(draft.name):
             (folder.path / name).unlink(missing_ok=True)
     ledger = create_ledger(draft, record, hand.now(), hand.who)
+    if 0 < trial < len(assembled.runs):
+        ledger.begin_trial(choose_runs(assembled.runs, trial), hand.now(), hand.who)
     ledger.close()
     draft.rename(folder.ledger)  # a ledger that exists has its campaign in it
     return open_ledger(folder.ledger)
+
+
+def _refuse_late_trial(ledger: Ledger, folder: RunFolder, trial: int) -> None:
+    if trial and len(begun := ledger.trial()) != trial:
+        ledger.close()
+        what = f"with a trial of {show_count(len(begun), 'run')}" if begun else "without a trial"
+        text = f"{folder.path} holds this campaign, and it was begun {what}"
+        raise RunFolderError(text, "Go on with it without --trial, or give another folder with --run-dir.")
 
 
 def _differences(assembled: Assembled, folder: RunFolder, site: str | None, known: CampaignRecord) -> Iterator[str]:
@@ -187,7 +208,7 @@ def as_submitted(assembled: Assembled, folder: RunFolder, record: CampaignRecord
 
 def sites_of_blocks(assembled: Assembled, site: str | None) -> list[str]:
     """The site of each block: the one of the command line, or by the campaign's weights."""
-    blocks = blocks_of(assembled.campaign, assembled.runs)
+    blocks = blocks_of(assembled.campaign, assembled.runs, assembled.trial)
     return [site] * blocks if site else shares(assembled.campaign.sites, blocks)
 
 
@@ -216,7 +237,10 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
             assembled = with_sealed(assembled)
             refuse_unfit(assembled, [(work.step, work.site)], hand.now(), _goes_on(folder))
             fit.add((work.step, work.site))
-        plan = plan_batch(assembled, work)
+        work = without_unpublished(ledger, assembled.campaign, work)
+        if not count_jobs(assembled.campaign.steps[work.step], work.runs, work.pieces):
+            continue
+        plan = plan_batch(assembled, work, given_by(ledger))
         header, site = plan.header, plan.header.request.site
         place = folder.batch(work.block, work.step, work.generation)
         folder.make_inside(place)
@@ -234,11 +258,21 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
             digest=digest,
             jobs=header.jobs,
             options=options_of(site, assembled.campaign.retries.max),
+            runs=_runs_of(assembled, work),
+            pieces=work.pieces,
+            parameters=work.parameters,
         )
-        ledger.intend(record, hand.now(), hand.who)
+        again = (row.job for row in plan.rows()) if work.generation else ()
+        ledger.intend(record, hand.now(), hand.who, again)
         _send(ledger, folder, record, hand)
         sent += 1
     return sent
+
+
+def _runs_of(a: Assembled, work: Work) -> tuple[str, ...] | None:
+    """The names of a batch's runs, None when they are all of its block."""
+    block = runs_of_block(a.campaign, a.runs, work.block, a.trial)
+    return None if len(work.runs) == len(block) else tuple(run.name for run in work.runs)
 
 
 def rendered(folder: RunFolder, record: BatchRecord) -> RenderedBatch:
@@ -269,6 +303,7 @@ def _send(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand) ->
         text = f"the plan {batch.plan_dir} was changed or damaged after it was intended: {changed[0]}"
         raise RunFolderError(text, "It is not submitted. To submit anew: another folder with --run-dir.")
     make_work(batch.work_dir, batch.plan_dir, batch.event_log)
+    lay_out(folder.outputs, batch.plan_dir, batch.work_dir)
     try:
         handle = backends.load(record.backend).submit(batch)
     except SubmissionRefused as error:

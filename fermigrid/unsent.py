@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fermigrid.advance import block_name
-from fermigrid.campaign import Campaign
+from fermigrid.advance import RunState, block_of, runs_of_block
 from fermigrid.plan import Assembled, job_name
+from fermigrid.progress import names_of, progress_of
 from fermigrid.records import BatchRecord
-from fermigrid.split import count_jobs, pieces_of
+from fermigrid.retire import blocks_at_work
+from fermigrid.split import count_jobs, pieces_of, run_of
 from fermigrid.states import State
-from fermigrid.watch import Following, progress_of, run_of
+from fermigrid.watch import Following
 
 _SHOWN = 3  # jobs that stand in the way; more are counted
 
@@ -21,29 +22,31 @@ def explain_unsent(f: Following, job: str) -> tuple[str, ...]:
     return tuple(_explain(f, *planned)) if planned else ()
 
 
-def _find(a: Assembled, job: str) -> tuple[int, str, str] | None:
-    """Number of the block, step and run of a job."""
+def _find(a: Assembled, job: str) -> tuple[str, str, str] | None:
+    """Block, step and run of a job."""
     for name, step in a.campaign.steps.items():
         for index, run in enumerate(a.runs):
             if not job.startswith(job_name(name, run.name, "")):
                 continue
             if any(job == job_name(name, run.name, piece.name) for piece in pieces_of(step, run)):
-                return index // a.campaign.block, name, run.name
+                return block_of(a.campaign, index, a.trial), name, run.name
     return None
 
 
-def _explain(f: Following, index: int, step: str, run: str) -> Iterator[str]:
-    block, campaign = block_name(index), f.assembled.campaign
-    batches = {batch.step: batch for batch in f.ledger.batches() if batch.block == block}
-    lost = [words for name in _before(campaign, step) if name in batches for words in _lost(f, batches[name], run)]
+def _explain(f: Following, block: str, step: str, run: str) -> Iterator[str]:
+    a = f.assembled
+    batches = [batch for batch in f.ledger.batches() if batch.block == block]
+    lost = list(_lost(f, batches, step, run))
     if stopped := f.ledger.campaign().stopped:
         yield f"not sent: the campaign was removed on {stopped}"
     elif lost:
         yield f"not sent, because {_some(lost)}"
+    elif block in blocks_at_work(f.ledger):
+        yield f"not sent yet: what is done again of block {block} is taken out of the way first"
     else:
-        part = f.assembled.runs[index * campaign.block : (index + 1) * campaign.block]
-        after = [name for name in campaign.steps[step].after if count_jobs(campaign.steps[name], part)]
-        waits = [words for name in after for words in _goes_on(f, block, name, batches.get(name))]
+        part = runs_of_block(a.campaign, a.runs, block, a.trial)
+        after = [name for name in a.campaign.steps[step].after if count_jobs(a.campaign.steps[name], part)]
+        waits = [words for name in after for words in _goes_on(f, block, name, batches)]
         yield (
             f"not sent yet: it waits for the end of {' and '.join(waits)}"
             if waits
@@ -51,34 +54,41 @@ def _explain(f: Following, index: int, step: str, run: str) -> Iterator[str]:
         )
 
 
-def _before(campaign: Campaign, step: str) -> list[str]:
-    """The steps that a step comes after, and those that they come after."""
-    names = set(campaign.steps[step].after)
-    for name in reversed(campaign.steps):
-        if name in names:
-            names.update(campaign.steps[name].after)
-    return [name for name in campaign.steps if name in names]
+def _lost(f: Following, batches: Sequence[BatchRecord], step: str, run: str) -> Iterator[str]:
+    """Why a run does not come to a step: jobs before it that did not end well, with the reason."""
+    for name, until in f.assembled.campaign.steps[step].after.items():
+        yield from _lost(f, batches, name, run)
+        if until == "accepted":
+            for batch in batches:
+                if batch.step == name:
+                    yield from _lost_of(f, batch, run)
 
 
-def _lost(f: Following, batch: BatchRecord, run: str) -> Iterator[str]:
-    """The jobs of a run that did not end well, with the reason; a batch that was removed before it had such rows."""
-    split = f.assembled.campaign.steps[batch.step].split is not None
-    jobs = [job for job in f.ledger.jobs_not_done(batch.id) if run_of(job.name, batch.step, split) == run]
+def _lost_of(f: Following, batch: BatchRecord, run: str) -> Iterator[str]:
+    """The jobs of a run that did not end well; a batch that was removed before it had such rows."""
+    step = f.assembled.campaign.steps[batch.step]
+    jobs = [job for job in f.ledger.jobs_not_done(batch.id) if run_of(job.name, batch.step, step) == run]
     ended = [job for job in jobs if job.state.final]
     for job in ended:
         how = "failed" if job.state is State.FAILED else "was removed"
         yield f"{job.name} {how}" + (f" ({job.reason})" if job.reason else "")
-    if batch.removed and not ended and run in progress_of(f)[batch.block, batch.step].incomplete:
-        yield f"{batch.name} was removed on {batch.removed}"
+    if batch.removed and not ended and run in names_of(f.assembled, batch):
+        progress = progress_of(f.ledger, f.assembled)[batch.block, batch.step]
+        if progress.state(run) is RunState.FAILED:
+            yield f"{batch.name} was removed on {batch.removed}"
 
 
-def _goes_on(f: Following, block: str, step: str, batch: BatchRecord | None) -> Iterator[str]:
+def _goes_on(f: Following, block: str, step: str, batches: Sequence[BatchRecord]) -> Iterator[str]:
     """A step of a block, if it has not ended, and how far it is."""
-    if batch is None:
+    progress, counts = progress_of(f.ledger, f.assembled).get((block, step)), f.ledger.counts()
+    mine = [batch for batch in batches if batch.step == step]
+    if progress is None:
         yield f"{step} in block {block}, which is not sent yet"
-    elif not progress_of(f)[block, step].ended:
-        ended = sum(count for state, count in f.ledger.counts().get(batch.id, {}).items() if state.final)
-        yield f"{step} in block {block} (so far {ended} of {batch.jobs})"
+    elif progress.pending:
+        ended = sum(count for batch in mine for state, count in counts.get(batch.id, {}).items() if state.final)
+        yield f"{step} in block {block} (so far {ended} of {sum(batch.counted for batch in mine)})"
+    elif RunState.NEEDED in progress.runs.values():
+        yield f"{step} in block {block}, of which something is still to be sent"
 
 
 def _some(words: Sequence[str]) -> str:

@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 
 from fermigrid import backends
 from fermigrid.accept import Items, accept_ended, publish_accepted
-from fermigrid.advance import Progress, Work, work_needed
-from fermigrid.backends import JobSeen
+from fermigrid.advance import Work, work_needed
+from fermigrid.backends import GIVEN_UP, JobSeen
+from fermigrid.breaker import Result
 from fermigrid.errors import BackendUnavailable, FermigridError, SecretRefused, SubmissionDoubt
+from fermigrid.gate import Space, check_breaker, keep_paused, of_the_trial
 from fermigrid.ledger import Ledger
 from fermigrid.messages import send_missing
 from fermigrid.plan import Assembled
+from fermigrid.progress import has_ended, progress_of
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.report import INFRASTRUCTURE
+from fermigrid.retire import blocks_at_work, finish_decisions
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import Seen, State, next_state
 from fermigrid.submit import Hand, adopt, handle_of, settle, sites_of_blocks, submit_work
@@ -67,66 +71,56 @@ def watch_once(f: Following) -> Turn:
     turn = replace(turn, problems=(*turn.problems, *send_missing(f.ledger, f.assembled, f.hand)))
     if f.ledger.campaign().stopped:
         return turn
+    retiring = finish_decisions(f.ledger, f.folder, f.assembled, f.hand, turn.events > 0)
+    turn = replace(turn, problems=(*turn.problems, *retiring))
     try:
-        settle(f.ledger, f.folder, f.assembled, f.hand)
-        turn = replace(turn, submitted=advance(f))
+        turn = replace(turn, submitted=send(f))
     except (BackendUnavailable, SecretRefused, SubmissionDoubt) as error:
         turn = replace(turn, problems=tuple(dict.fromkeys((*turn.problems, _words(error)))))
     return replace(turn, finished=is_finished(f))
 
 
+def send(f: Following) -> int:
+    """End every doubt and submit what is ready, unless the circuit breaker says no; returns the number of batches."""
+    if not check_breaker(f.ledger, f.folder, f.assembled, f.hand):
+        keep_paused(f.ledger, f.folder)
+        return 0
+    return settle(f.ledger, f.folder, f.assembled, f.hand) + advance(f)
+
+
 def advance(f: Following) -> int:
-    """Submit what is ready now; returns the number of batches."""
-    return submit_work(f.ledger, f.folder, f.assembled, _ready(f), f.hand)
+    """Submit what is ready now, and has room for its outputs; returns the number of batches."""
+    works = Space(f.ledger, f.folder, f.assembled, f.hand).let_through(_ready(f))
+    return submit_work(f.ledger, f.folder, f.assembled, works, f.hand)
 
 
 def _ready(f: Following) -> Iterator[Work]:
+    return of_the_trial(f.ledger, _needed(f))
+
+
+def _needed(f: Following) -> Iterator[Work]:
     if f.ledger.campaign().stopped:
         return iter(())
-    sites = sites_of_blocks(f.assembled, f.site)
-    return work_needed(f.assembled.campaign, f.assembled.runs, sites, progress_of(f))
-
-
-def progress_of(f: Following) -> dict[tuple[str, str], Progress]:
-    """What `work_needed` wants to know, from the ledger."""
-    counts = f.ledger.counts()
-    known = {}
-    for batch in f.ledger.batches():
-        by_state = counts.get(batch.id, {})
-        ended = has_ended(batch, by_state)
-        incomplete = frozenset[str]()
-        if ended and by_state.get(State.DONE, 0) < batch.jobs:
-            split = f.assembled.campaign.steps[batch.step].split is not None
-            not_done = f.ledger.jobs_not_done(batch.id)
-            incomplete = frozenset(run_of(job.name, batch.step, split) for job in not_done)
-            if batch.removed:
-                incomplete = frozenset(run.name for run in f.assembled.runs)
-        known[batch.block, batch.step] = Progress(ended, incomplete)
-    return known
-
-
-def has_ended(batch: BatchRecord, by_state: dict[State, int]) -> bool:
-    """Will nothing more come of this batch by itself?"""
-    final = sum(count for state, count in by_state.items() if state.final)
-    return final >= batch.jobs or (batch.removed is not None and final == sum(by_state.values()))
-
-
-def run_of(job: str, step: str, split: bool) -> str:
-    """The run of a job, from its name."""
-    rest = job.removeprefix(f"{step}.")
-    return rest.rpartition(".")[0] if split else rest
+    a, busy = f.assembled, blocks_at_work(f.ledger)
+    works = work_needed(
+        a.campaign, a.runs, sites_of_blocks(a, f.site), progress_of(f.ledger, a), a.trial, f.ledger.overrides()
+    )
+    return (work for work in works if work.block not in busy)
 
 
 def is_finished(f: Following) -> bool:
-    """Every batch has ended, and none is ready to be submitted."""
-    return all(progress.ended for progress in progress_of(f).values()) and next(_ready(f), None) is None
+    """Every batch has ended, none is ready to be submitted, and nothing is left of what is done again."""
+    if any(progress.pending for progress in progress_of(f.ledger, f.assembled).values()):
+        return False
+    left = blocks_at_work(f.ledger) or f.ledger.retired_alive()
+    return not left and next(_ready(f), None) is None
 
 
 def _observe(f: Following, items: Items, problems: list[str]) -> int:
     """Take in what the batch systems report; returns the number of events."""
-    counts = f.ledger.counts()
+    counts, retired = f.ledger.counts(), {job.batch for job in f.ledger.retired_alive()}
     batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}
-    open_ = [batch for batch in batches.values() if not has_ended(batch, counts.get(batch.id, {}))]
+    open_ = [b for b in batches.values() if b.id in retired or not has_ended(b, counts.get(b.id, {}))]
     total = 0
     for name in sorted({batch.backend for batch in open_}):
         backend = backends.load(name)
@@ -139,8 +133,8 @@ def _observe(f: Following, items: Items, problems: list[str]) -> int:
                 problems.append(str(error))
                 break
             problems.extend(problem for problem in seen.problems if problem not in problems)
-            jobs, failures = _apply(f.ledger, items, batches, seen.seen)
-            f.ledger.apply(jobs, seen.cursor, failures)
+            jobs, failures, given_up = _apply(f.ledger, items, batches, seen.seen)
+            f.ledger.apply(jobs, seen.cursor, failures, given_up)
             total += len(seen.seen)
             if seen.cursor == cursor:
                 break
@@ -149,10 +143,11 @@ def _observe(f: Following, items: Items, problems: list[str]) -> int:
 
 def _apply(
     ledger: Ledger, items: Items, batches: dict[str, BatchRecord], seen: Sequence[JobSeen]
-) -> tuple[list[JobRecord], list[tuple[str, int]]]:
-    """What was seen, put into states: the last word for each job; (host, exit code) of starts that a node failed."""
+) -> tuple[list[JobRecord], list[tuple[str, int]], list[Result]]:
+    """What was seen, put into states: the last word for each job; (host, exit code) of starts that a node failed; jobs
+    that the batch system gave up, of which no report comes."""
     now: dict[tuple[str, int], JobRecord] = {}
-    failures = []
+    failures, given_up = [], []
     for event in seen:
         batch = batches.get(event.batch_id)
         if batch is None or not 0 <= event.index < batch.jobs:
@@ -167,7 +162,9 @@ def _apply(
         now[key] = _step(job, event)
         if job.state is State.RUNNING and job.host and event.exit_code in INFRASTRUCTURE:
             failures.append((job.host.partition("@")[2] or job.host, event.exit_code))  # slot1_2@node
-    return list(now.values()), failures
+        if now[key].state is State.REMOVED and job.state is State.HELD and event.reason.startswith(GIVEN_UP):
+            given_up.append(Result(failed=True))
+    return list(now.values()), failures, given_up
 
 
 def _step(job: JobRecord, event: JobSeen) -> JobRecord:

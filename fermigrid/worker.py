@@ -22,6 +22,7 @@ _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     ),
     "cache": lambda fields: _has(fields, "node_cache"),
     "adler32": lambda fields: ("verify", "adler32") in fields,
+    "gather": lambda fields: _has(fields, "gather"),
     "unpack": lambda fields: ("image.format", "directory") in fields,
     "registry": lambda fields: _has(fields, "image.registry"),
     "messages": lambda fields: _has(fields, "message.to"),

@@ -35,6 +35,7 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Campaigns that a test submits are remembered in a folder of its own."""
     state = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("FERMIGRID_STATE", str(state))
+    monkeypatch.setenv("FERMIGRID_ALERTS", "")
     for name in ("FERMIGRID_SITES", "FERMIGRID_POLL_S", "FERMIGRID_START"):
         monkeypatch.delenv(name, raising=False)
     return state

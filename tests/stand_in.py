@@ -104,6 +104,18 @@ def release(handles: Sequence[Handle], indices: Indices = None) -> None:
     _do("release", Seen.RELEASED, handles, indices)
 
 
+def pause(handles: Sequence[Handle]) -> None:
+    memory.said += [("pause", handle.batch.name, None) for handle in handles]
+
+
+def resume(handles: Sequence[Handle]) -> None:
+    memory.said += [("resume", handle.batch.name, None) for handle in handles]
+
+
+def silence(_: Handle, /) -> str:
+    return "no answer" if memory.answer == "silent" else ""
+
+
 def _do(verb: str, seen: Seen, handles: Sequence[Handle], indices: Indices) -> None:
     if memory.answer == "no":
         raise SubmissionRefused("no permission")

@@ -14,7 +14,9 @@ PACKAGE = ROOT / "fermigrid"
 PURE = (
     "advance", "split", "plan", "states", "quoting", "report", "placeholder", "check", "render", "units",
     "check_fit", "check_site", "credential", "pipeline", "pipeline_campaign", "difference", "plan_words", "yaml_words", "values",
-    "effective", "json_schema", "kinds",
+    "effective", "json_schema", "kinds", "audit", "audit_expected", "audit_names",
+    "breaker", "alerts", "metrics", "space", "trial",
+    "check_audit", "event_source",
 )  # fmt: skip
 WORLD = {
     "htcondor2", "classad2", "sqlite3", "subprocess", "os", "click", "rucio", "socket", "shutil", "tempfile",

@@ -79,6 +79,8 @@ class Observation:
 
 
 Indices = Sequence[int] | None  # None: all jobs of the batch
+GIVEN_UP = "it was held"  # the reason of jobs that are removed because no release cures them begins so
+PAUSED = "paused by fermigrid"  # the reason of jobs that `pause` holds begins so
 
 
 class Backend(Protocol):
@@ -119,6 +121,18 @@ class Backend(Protocol):
     def hold(self, handles: Sequence[Handle], indices: Indices = None) -> None: ...
 
     def release(self, handles: Sequence[Handle], indices: Indices = None) -> None: ...
+
+    def pause(self, handles: Sequence[Handle]) -> None:
+        """Keep waiting jobs from starting, also those that come back from a machine; running ones go on."""
+        ...
+
+    def resume(self, handles: Sequence[Handle]) -> None:
+        """What `pause` keeps from starting may start; what a person holds stays held."""
+        ...
+
+    def silence(self, handle: Handle, /) -> str:
+        """Why the batch system of this batch cannot be asked now, in words; "" when it answers."""
+        ...
 
 
 BACKENDS = {"htcondor": "fermigrid.backends.htcondor", "local": "fermigrid.backends.local"}

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
+from fermigrid.backends import PAUSED, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.backends import htcondor_words as words
 from fermigrid.backends.htcondor_process import Reply, call
 from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionDoubt, SubmissionRefused
@@ -293,6 +293,27 @@ def hold(handles: Sequence[Handle], indices: Indices = None) -> None:
 def release(handles: Sequence[Handle], indices: Indices = None) -> None:
     """Let held jobs go on."""
     _act(handles, indices, "Release")
+
+
+def pause(handles: Sequence[Handle]) -> None:
+    """Hold what waits, and the factories, which then make no more; what runs is not touched."""
+    for handle in handles:
+        _ask(handle.batch.options, handle.where, _REPEAT, verb="pause", cluster=handle.cluster, reason=PAUSED)
+
+
+def resume(handles: Sequence[Handle]) -> None:
+    """Release what `pause` held, and the factories."""
+    for handle in handles:
+        _ask(handle.batch.options, handle.where, _REPEAT, verb="resume", cluster=handle.cluster, reason=PAUSED)
+
+
+def silence(handle: Handle, /) -> str:
+    """Whether the schedd answers."""
+    try:
+        _ask(handle.batch.options, handle.where, verb="answers")
+    except (BackendUnavailable, SubmissionRefused) as error:
+        return str(error)
+    return ""
 
 
 def _act(handles: Sequence[Handle], indices: Indices, action: str) -> None:

@@ -270,11 +270,15 @@ def _look(request: Request) -> dict[str, Any]:
 def _act(request: Request) -> dict[str, Any]:
     """Remove, hold or release a cluster or some of its jobs; how many of the named jobs a factory has yet to make."""
     schedd, cluster, indices = _schedd(request), int(request["cluster"]), request["indices"]
-    action = htcondor2.JobAction[request["action"]]
+    _change(schedd, request["action"], _job_specs(cluster, indices), request["reason"])
+    return {"unmade": _count_unmade(schedd, cluster, indices) if indices else 0}
+
+
+def _change(schedd: htcondor2.Schedd, action: str, job_specs: Iterable[str | list[str]], reason: str) -> None:
     denied = 0
-    for job_spec in _job_specs(cluster, indices):
+    for job_spec in job_specs:
         try:
-            result = schedd.act(action, job_spec, (request["reason"], 0))
+            result = schedd.act(htcondor2.JobAction[action], job_spec, (reason, 0))
         except htcondor2.HTCondorException as error:
             if _answers(schedd):
                 raise Fault("refused", f"{error} May this user change jobs there?") from error
@@ -282,7 +286,29 @@ def _act(request: Request) -> dict[str, Any]:
         denied += int(result["TotalPermissionDenied"])
     if denied:
         raise Fault("refused", f"{denied} of the jobs belong to somebody else")
-    return {"unmade": _count_unmade(schedd, cluster, indices) if indices else 0}
+
+
+def _pause(request: Request) -> dict[str, Any]:
+    """Hold the jobs of a cluster that wait, and its factory; the schedd looks at each as it is then."""
+    waiting = f"ClusterId == {int(request['cluster'])} && (JobStatus == 1 || ProcId =?= undefined)"
+    _change(_schedd(request), "Hold", [waiting], request["reason"])
+    return {}
+
+
+def _resume(request: Request) -> dict[str, Any]:
+    """Release what `_pause` held, and the factory."""
+    reason = str(request["reason"])  # behind it the schedd says who held the job
+    held = f'JobStatus == 5 && substr(HoldReason ?: "", 0, {len(reason)}) == {classad2.quote(reason)}'
+    ours = f"ClusterId == {int(request['cluster'])} && (ProcId =?= undefined || ({held}))"
+    _change(_schedd(request), "Release", [ours], "fermigrid resume")
+    return {}
+
+
+def _answers_at_all(request: Request) -> dict[str, Any]:
+    """Does the schedd answer? What it refuses is an answer, too."""
+    if not _answers(_schedd(request)):
+        raise Fault("unavailable", "the schedd does not answer")
+    return {}
 
 
 def _count_unmade(schedd: htcondor2.Schedd, cluster: int, indices: Sequence[int]) -> int:
@@ -492,6 +518,9 @@ _VERBS = {
     "find": _find,
     "look": _look,
     "act": _act,
+    "pause": _pause,
+    "resume": _resume,
+    "answers": _answers_at_all,
     "explain": _explain,
     "tokens": _tokens,
 }

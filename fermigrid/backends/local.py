@@ -21,7 +21,7 @@ from pathlib import Path
 
 import fermigrid
 from fermigrid.access import usual_umask
-from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
+from fermigrid.backends import PAUSED, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.backends.local_events import (
     HELD,
     RUNNING,
@@ -198,6 +198,8 @@ def explain(handle: Handle, index: int) -> tuple[str, ...]:
         slots, running = Slots(options.scratch, options.slots), table.states.count(RUNNING)
         before = table.states.count(WAITING, 0, index)
         said.append(f"jobs of this batch: {before} wait before it, {running} run now")
+        if table.paused:
+            said.append("the batch is paused: nothing of it starts until fermigrid resume")
         said.append(f"slots of this machine: {slots.in_use()} of {slots.count} in use, by all batches")
     if not table.finished and not _is_alive(folder):
         said.append("no runner is alive: fermigrid watch starts it again")
@@ -240,6 +242,21 @@ def hold(handles: Sequence[Handle], indices: Indices = None) -> None:
 def release(handles: Sequence[Handle], indices: Indices = None) -> None:
     """Let held jobs start."""
     _command("release", "released", handles, indices)
+
+
+def pause(handles: Sequence[Handle]) -> None:
+    """Keep waiting jobs from starting; those that run go on."""
+    _command("pause", PAUSED, handles, None)
+
+
+def resume(handles: Sequence[Handle]) -> None:
+    """Let those start that `pause` kept from it."""
+    _command("resume", "resumed", handles, None)
+
+
+def silence(_: Handle, /) -> str:
+    """This machine always answers itself; what its runners have to say `observe` tells."""
+    return ""
 
 
 def _command(verb: str, done: str, handles: Sequence[Handle], indices: Indices) -> None:

@@ -5,7 +5,7 @@ A local batch has a folder of its own beside the event log of its block, `<event
     batch.json    the batch as it was submitted, for the runner
     events        JSON lines, only ever appended to; the first carries the batch id
     lock          held by the runner and the keepers of its jobs: free means that nothing of the batch runs
-    commands/     hold, release and remove: a file each, obeyed in the order of their names, deleted when done
+    commands/     hold, release, remove, pause and resume: obeyed in the order of their names, deleted when done
     runner.log    what the runner had to say
 """
 
@@ -244,6 +244,7 @@ class Table:
     starts: dict[int, int] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)  # by the infrastructure, of this job so far
     finished: bool = False
+    paused: bool = False  # no job starts; those that run go on
 
     def __post_init__(self) -> None:
         self.states = bytearray(WAITING * self.jobs)
@@ -251,6 +252,7 @@ class Table:
     def apply(self, event: Event) -> None:
         """Take in one event, in the order of the file."""
         self.finished = bool(event.get("finished"))
+        self.paused = bool(event.get("paused", self.paused))
         index = event.get("index")
         if index is None:
             return

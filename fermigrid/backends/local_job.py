@@ -146,6 +146,9 @@ def prepare(batch: RenderedBatch, item: Item, start: int, scratch: Path) -> Path
     bundle = batch.plan_dir / "bundle.tar.gz"
     if bundle.exists():
         shutil.copyfile(bundle, inside / bundle.name)
+    gathered = batch.work_dir / item.shard / "in" / item.name / "gathered"
+    if gathered.is_dir():
+        shutil.copytree(gathered, inside / gathered.name)
     sealed = batch.plan_dir / "secrets"
     for secret in sorted(sealed.iterdir()) if sealed.is_dir() else ():
         shutil.copyfile(secret, inside / secret.name)

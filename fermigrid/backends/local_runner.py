@@ -180,7 +180,7 @@ class Runner:
         self.table.apply(event)
 
     def _start_jobs(self) -> None:
-        while (index := self.table.find(WAITING)) is not None:
+        while not self.table.paused and (index := self.table.find(WAITING)) is not None:
             slots = self.slots.take(self.cpus)
             if slots is None:
                 return
@@ -241,8 +241,17 @@ class Runner:
             if path is None:
                 return
             self.command = read_command(path)
+            if self.command.verb in ("pause", "resume"):
+                self._set_paused(self.command.verb == "pause")
+                continue
             for index in range(self.batch.jobs) if self.command.indices is None else self.command.indices:
                 self._apply(self.command, index)
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused != self.table.paused:
+            event = {"paused": paused, "time": now()}
+            self.events.append(event, sync=True)
+            self.table.apply(event)
 
     def _apply(self, command: Command, index: int) -> None:
         state = self.table.state(index)

@@ -15,15 +15,18 @@ from datetime import UTC, datetime
 import click
 
 from fermigrid.access import at_work_in, check_run_folder, check_team, trust_of
+from fermigrid.archive import about_of, archive_of, check_archive, unpacked
 from fermigrid.assemble import assemble_kept
 from fermigrid.errors import LedgerBusy, RunFolderError
-from fermigrid.ledger import open_ledger, writing
+from fermigrid.ledger import Ledger, open_ledger, writing
 from fermigrid.registry import find_campaign, registries
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import Standing, standing_of
 from fermigrid.submit import Hand
+from fermigrid.trial import as_adjusted
+from fermigrid.unattended import look_and_care
 from fermigrid.units import show_count
-from fermigrid.watch import Following, Turn, look, watch_once
+from fermigrid.watch import Following, Turn, look
 
 POLL_S = 2.0  # between two looks while following; a look costs one read of each event log
 
@@ -36,27 +39,47 @@ def make_hand() -> Hand:
         user = f"uid{os.getuid()}"
     who = f"{user}@{socket.gethostname()}"
     sendmail = os.environ.get("P2_SENDMAIL", "")
-    return Hand(who, lambda: datetime.now(UTC), lambda text: click.echo(text, err=True), sendmail)
+    return Hand(who, lambda: datetime.now(UTC), lambda text: click.echo(text, err=True), sendmail, os.environ)
 
 
 def locate(campaign: str) -> RunFolder:
-    """The run folder of a campaign by its name or path. Raises AccessRefused for one that is not to be used."""
+    """The run folder of a campaign by its name or path, or its archive. Raises AccessRefused for one not to be used."""
     folder = find_campaign(campaign, *registries(os.environ))
-    check_run_folder(folder.path, trust_of(os.environ))
+    if not folder.path.is_file():
+        check_run_folder(folder.path, trust_of(os.environ))
     return folder
 
 
 @contextmanager
-def following(folder: RunFolder, hand: Hand) -> Iterator[Following]:
-    """A submitted campaign, opened; what is made meanwhile is for those that its run folder is for."""
+def following(folder: RunFolder, hand: Hand, *, archived: bool = False) -> Iterator[Following]:
+    """A submitted campaign, opened; what is made meanwhile is for those that its run folder is for.
+
+    `archived`: one that was archived will do, to be read only; otherwise it is refused (RunFolderError).
+    """
+    if file := archive_of(folder):
+        check_archive(file, trust_of(os.environ))
+        if not archived:
+            text = f"{about_of(file).campaign} is archived in {file}: it can be read, and nothing can be done with it"
+            raise RunFolderError(text, "status, why, logs, report and audit read it.")
+        with unpacked(file) as inside, closing(open_ledger(inside.ledger)) as ledger:
+            yield _followed(ledger, inside, hand)
+        return
     with at_work_in(folder.path, trust_of(os.environ)), closing(open_ledger(folder.ledger)) as ledger:
-        record = ledger.campaign()
-        check_team(folder.path, record.team)
-        yield Following(ledger, folder, assemble_kept(folder, record), record.site, hand)
+        check_team(folder.path, ledger.campaign().team)
+        yield _followed(ledger, folder, hand)
+
+
+def _followed(ledger: Ledger, folder: RunFolder, hand: Hand) -> Following:
+    record = ledger.campaign()
+    kept = as_adjusted(assemble_kept(folder, record), ledger.trial(), ledger.adjusted())
+    return Following(ledger, folder, kept, record.site, hand)
 
 
 def refresh(f: Following) -> tuple[str, ...]:
-    """One look, unless another fermigrid is at work on the campaign already. Returns problems, in words."""
+    """One look, unless another fermigrid is at work on the campaign already, or it is archived. Returns problems, in
+    words."""
+    if f.folder.archive:
+        return ()
     try:
         with writing(f.folder.ledger):
             return look(f).problems
@@ -64,8 +87,8 @@ def refresh(f: Following) -> tuple[str, ...]:
         return ()
 
 
-def follow(f: Following) -> Standing:
-    """Look again and again until nothing is left to wait for.
+def follow(f: Following, until_stopped: bool = False) -> Standing:
+    """Look again and again until nothing is left to wait for; `until_stopped`: or the circuit breaker has stopped it.
 
     The writer's lock is held only while looking, so that another terminal can remove, hold and release meanwhile.
     """
@@ -82,7 +105,7 @@ def follow(f: Following) -> Standing:
             tell_holds(f, told)
             standing = standing_of(f)
             show(standing)
-            if turn.finished or standing.stuck:
+            if turn.finished or standing.stuck or (until_stopped and standing.at_rest):
                 return standing
             if not turn.events:
                 time.sleep(float(os.environ.get("FERMIGRID_POLL_S", POLL_S)))
@@ -105,7 +128,7 @@ def tell_holds(f: Following, told: set[str]) -> None:
 def _turn(f: Following) -> Turn:
     try:
         with writing(f.folder.ledger):
-            return watch_once(f)
+            return look_and_care(f)
     except LedgerBusy as error:  # the other one looks for us too
         return Turn(0, 0, 0, False, (str(error),))
 
@@ -129,16 +152,20 @@ def _bar(f: Following) -> Iterator[Callable[[Standing], None]]:
         yield show
 
 
-def control_campaign(campaign: str, action: str, steps: tuple[str, ...], jobs: tuple[str, ...]) -> int:
+def control_campaign(
+    campaign: str, action: str, steps: tuple[str, ...], runs: tuple[str, ...], jobs: tuple[str, ...]
+) -> int:
     """Remove, hold or release; returns the number of jobs."""
     from fermigrid.control import control
+    from fermigrid.redo import known_runs
 
     folder = locate(campaign)
     with following(folder, make_hand()) as f, writing(folder.ledger):
         unknown = sorted(set(steps) - set(f.assembled.campaign.steps))
         if unknown:
             raise click.UsageError(f"no step {unknown[0]!r}; there are {', '.join(f.assembled.campaign.steps)}")
+        known_runs(f, runs)
         look(f)
-        count = control(f, action, steps, jobs)
+        count = control(f, action, steps, jobs, runs)
         look(f)
         return count

@@ -16,7 +16,7 @@ def command(campaign: str, job: str, report: bool) -> None:
     from fermigrid.commands.following import following, locate, make_hand, refresh
     from fermigrid.find_job import find_job, read_log
 
-    with following(locate(campaign), make_hand()) as f:
+    with following(locate(campaign), make_hand(), archived=True) as f:
         refresh(f)
         found = find_job(f.ledger, f.folder, job)
         if report:
@@ -26,7 +26,8 @@ def command(campaign: str, job: str, report: bool) -> None:
         for each in found:
             log = read_log(each, f.folder)
             if len(found) > 1:
-                click.echo(f"--- {each.batch.name}", err=True)
+                retired = each.record.retired is not None
+                click.echo(f"--- {each.batch.name}" + (", which does not count any more" if retired else ""), err=True)
             if log is None:
                 click.echo(f"{job} has no log yet: it is {each.record.state}", err=True)
             else:

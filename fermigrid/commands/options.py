@@ -110,4 +110,6 @@ def checked(
 
 
 step_option = click.option("--step", "steps", multiple=True, help="Only the jobs of this step.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+run_option = click.option("--run", "runs", multiple=True, help="Only the jobs of this run.")
 job_option = click.option("--job", "jobs", multiple=True, help="Only this job.")

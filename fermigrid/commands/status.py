@@ -32,11 +32,14 @@ def command(campaign: str | None, check: bool, failed: bool, history: bool, as_j
 
 
 def _summary(name: str, folder: Any) -> dict[str, Any]:
+    from fermigrid.archive import read_pointer, summary
     from fermigrid.commands.following import following, make_hand, refresh
     from fermigrid.errors import FermigridError
     from fermigrid.standing import standing_of
 
     try:
+        if pointer := read_pointer(folder):
+            return {"campaign": name, **summary(pointer)}
         with following(folder, make_hand()) as f:
             refresh(f)
             standing = standing_of(f)
@@ -46,14 +49,11 @@ def _summary(name: str, folder: Any) -> dict[str, Any]:
 
 
 def _history(campaign: str, as_json: bool) -> int:
-    from contextlib import closing
-
-    from fermigrid.commands.following import locate
+    from fermigrid.commands.following import following, locate, make_hand
     from fermigrid.commands.tables import print_json, print_table
-    from fermigrid.ledger import open_ledger
 
-    with closing(open_ledger(locate(campaign).ledger)) as ledger:
-        rows = ledger.journal()
+    with following(locate(campaign), make_hand(), archived=True) as f:
+        rows = f.ledger.journal()
     if as_json:
         print_json([{"time": time, "who": who, "what": what} for time, who, what in rows])
     else:
@@ -67,27 +67,39 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
     from fermigrid.standing import ORDER, standing_of
     from fermigrid.states import State
 
-    with following(locate(campaign), make_hand()) as f:
+    with following(locate(campaign), make_hand(), archived=True) as f:
         problems = refresh(f)
         standing = standing_of(f)
         losers = f.ledger.jobs_in(State.FAILED) if failed else []
     if as_json:
         rows = [
-            {"name": b.batch.name, "site": b.batch.site, "jobs": b.batch.jobs, "state": b.words, "states": b.counts}
+            {
+                "name": b.batch.name,
+                "site": b.batch.site,
+                "jobs": b.batch.counted,
+                "retired": b.batch.retired,
+                "parameters": b.batch.parameters,
+                "state": b.words,
+                "states": b.counts,
+            }
             for b in standing.batches
         ]
         print_json(
             {
                 "campaign": f.assembled.campaign.campaign,
-                "folder": str(f.folder.path),
+                "folder": str(f.folder.home or f.folder.path),
+                "archive": str(f.folder.archive) if f.folder.archive else None,
                 "jobs": standing.jobs,
                 "states": standing.counts,
                 "unsent": standing.unsent,
                 "blocked": standing.blocked,
+                "again": standing.again,
                 "rehearsed": standing.rehearsed,
                 "batches": rows,
                 "failed": [{"job": j.name, "host": j.host, "code": j.code, "reason": j.reason} for j in losers],
                 "nodes": [{"host": n.host, "code": n.code, "times": n.times} for n in standing.nodes],
+                "looked": standing.looked,
+                "halts": [{"kind": h.kind, "since": h.since, "why": h.why} for h in standing.halts],
                 "problems": problems,
             }
         )
@@ -96,11 +108,14 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
             click.echo(problem, err=True)
         used = [state for state in ORDER if standing.counts[state]]
         lines = [
-            [b.batch.name, b.batch.site, b.words, b.batch.jobs, *(b.counts[state] for state in used)]
+            [b.batch.name, b.batch.site, b.words, b.batch.counted, *(b.counts[state] for state in used)]
             for b in standing.batches
+            if b.batch.counted  # of one all of whose jobs are done again there is nothing to say
         ]
         print_table(["batch", "site", "state", "jobs", *used], lines)
         click.echo(f"{f.assembled.campaign.campaign}: {standing.headline}")
+        if standing.is_open:
+            click.echo(f"fermigrid watch looked last: {standing.looked or 'never'}")
         if losers:
             print_table(["job", "host", "code", "reason"], [[j.name, j.host, j.code, j.reason] for j in losers])
     return 1 if check and not standing.good else 0

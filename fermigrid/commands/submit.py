@@ -33,6 +33,8 @@ class FileOrCommand(click.Command):
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run folder; default: fermigrid-runs/CAMPAIGN.")
 @click.option("--group", metavar="GROUP", help="Share the run folder with this group; default: it is private.")
 @click.option("--wait", is_flag=True, help="Follow the campaign to its end; exit with 1 when a job failed.")
+@click.option("--trial", type=click.IntRange(1), metavar="N", help="N runs first; the rest waits for you.")
+@click.option("--no-wait", is_flag=True, help="With --trial: do not follow it to its end.")
 @set_option
 @sites_option
 @click.option("--image", metavar="IMAGE", help="For a command: the container image.")
@@ -56,6 +58,8 @@ def command(
     run_dir: Path | None,
     group: str | None,
     wait: bool,
+    trial: int | None,
+    no_wait: bool,
     parameters: tuple[str, ...],
     folders: tuple[Path, ...],
     **one_off: Any,
@@ -105,33 +109,41 @@ def command(
         refuse_unfit(assembled, pairs, datetime.now(UTC), f"Nothing was sent. {again}")
     prepare(folder, gid, trust)
     with at_work_in(folder.path, trust):
-        return _submit(assembled, site, folder, search, wait)
+        return _submit(assembled, site, folder, search, (wait or bool(trial)) and not no_wait, trial or 0)
 
 
-def _submit(assembled: Any, site: str | None, folder: RunFolder, search: tuple[Path, ...], wait: bool) -> int:
+def _submit(
+    assembled: Any, site: str | None, folder: RunFolder, search: tuple[Path, ...], wait: bool, trial: int
+) -> int:
     from fermigrid.access import check_team
     from fermigrid.commands.following import follow, make_hand
+    from fermigrid.commands.trial import show_trial
+    from fermigrid.gate import TRIAL, is_halted
     from fermigrid.ledger import writing
     from fermigrid.registry import remember
     from fermigrid.standing import standing_of
-    from fermigrid.submit import as_submitted, begin, settle
-    from fermigrid.watch import Following, advance
+    from fermigrid.submit import as_submitted, begin
+    from fermigrid.trial import as_adjusted
+    from fermigrid.watch import Following, send
 
     name, hand = assembled.campaign.campaign, make_hand()
     with writing(folder.ledger):
-        ledger = begin(assembled, folder, site, [str(path) for path in search], hand)
+        ledger = begin(assembled, folder, site, [str(path) for path in search], hand, trial)
     with closing(ledger):
         check_team(folder.path, ledger.campaign().team)
         assembled = as_submitted(assembled, folder, ledger.campaign(), hand.tell)
+        assembled = as_adjusted(assembled, ledger.trial(), ledger.adjusted())
         f = Following(ledger, folder, assembled, site, hand)
         for words in remember(folder, name, os.environ):
             hand.tell(words)
         with writing(folder.ledger):
-            sent = settle(ledger, folder, assembled, hand) + advance(f)
+            sent = send(f)
         if not sent:
             why = "was submitted before; nothing new to send" if ledger.batches() else "has no jobs: nothing to do"
             hand.tell(f"{name} {why}")
-        standing = follow(f) if wait else standing_of(f)
+        standing = follow(f, until_stopped=True) if wait else standing_of(f)
+        if wait and is_halted(ledger, TRIAL):
+            show_trial(f)
     click.echo(f"{name}: {standing.headline}")
     click.echo(f"run folder: {folder.path}", err=True)
     if wait and not standing.good:

@@ -2,34 +2,82 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import click
 
-from fermigrid.commands.options import campaign_argument
+if TYPE_CHECKING:
+    from fermigrid.runfolder import RunFolder
+
+QUIET_S = 3600  # another watch may have the lock for so long without having looked
 
 
 @click.command("watch")
-@campaign_argument
-@click.option("--once", is_flag=True, help="One look, then end: for cron.")
-def command(campaign: str, once: bool) -> int:
+@click.argument("campaign", required=False)
+@click.option("--once", is_flag=True, help="One look, then end: for cron and timers.")
+@click.option("--all", "every", is_flag=True, help="One look at each of my campaigns, then end: for cron and timers.")
+def command(campaign: str | None, once: bool, every: bool) -> int:
     """Follow CAMPAIGN until its last job has ended: take in results, submit what is ready.
 
     Ctrl-C ends the watching, not the jobs.
     """
-    from fermigrid.commands.following import follow, following, locate, make_hand, tell_holds
-    from fermigrid.ledger import writing
+    if (campaign is None) != every:
+        raise click.UsageError("give a CAMPAIGN, or --all")
+    from fermigrid.commands.following import follow, following, locate, make_hand
     from fermigrid.standing import standing_of
-    from fermigrid.watch import watch_once
 
+    if campaign is None:
+        return _every()
     folder = locate(campaign)
+    if once and not _look_once(folder):
+        return 0
     with following(folder, make_hand()) as f:
-        if once:
-            with writing(folder.ledger):
-                turn = watch_once(f)
-            for problem in turn.problems:
-                click.echo(problem, err=True)
-            tell_holds(f, set())
-            standing = standing_of(f)
-        else:
-            standing = follow(f)
+        standing = standing_of(f) if once else follow(f)
     click.echo(f"{f.assembled.campaign.campaign}: {standing.headline}")
     return 0 if standing.good else 1
+
+
+def _look_once(folder: RunFolder) -> bool:
+    """One look, and False when another fermigrid is at work: it looks for us, too. Raises LedgerBusy when it seems not
+    to: it has the lock, and has not looked for long."""
+    from datetime import datetime
+
+    from fermigrid.commands.following import following, make_hand, tell_holds
+    from fermigrid.errors import LedgerBusy
+    from fermigrid.ledger import writing
+    from fermigrid.unattended import look_and_care
+
+    with following(folder, make_hand()) as f:
+        try:
+            with writing(folder.ledger):
+                turn = look_and_care(f, alone=True)
+        except LedgerBusy:
+            watching = f.ledger.watching()
+            if watching and (f.hand.now() - datetime.fromisoformat(watching.looked)).total_seconds() > QUIET_S:
+                raise
+            return False
+        for problem in turn.problems:
+            click.echo(problem, err=True)
+        tell_holds(f, set())
+    return True
+
+
+def _every() -> int:
+    """One look at each of my campaigns; what is wrong with one does not keep us from the others."""
+    from fermigrid.archive import archive_of, read_pointer
+    from fermigrid.commands.following import locate
+    from fermigrid.errors import FermigridError
+    from fermigrid.registry import my_campaigns, registries
+
+    worst = 0
+    for name, folder in my_campaigns(*registries(os.environ)):
+        if read_pointer(folder):
+            continue
+        try:
+            if not archive_of(folder):
+                _look_once(locate(str(folder.path)))
+        except FermigridError as error:
+            click.echo(f"{name} ({folder.path}): {error} {error.hint}".rstrip(), err=True)
+            worst = worst or error.exit_code
+    return worst

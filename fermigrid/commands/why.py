@@ -19,19 +19,21 @@ def command(campaign: str, job: str, lines: int, as_json: bool) -> None:
     from fermigrid.commands.tables import print_json
     from fermigrid.errors import NotFound
     from fermigrid.explain import explain_job
-    from fermigrid.find_job import find_job, read_log
+    from fermigrid.find_job import Found, find_job, read_log
     from fermigrid.unsent import explain_unsent
 
-    found = None
-    with following(locate(campaign), make_hand()) as f:
+    found, earlier = None, list[Found]()
+    with following(locate(campaign), make_hand(), archived=True) as f:
         words = list(refresh(f))
         try:
-            found = find_job(f.ledger, f.folder, job)[-1]
+            *earlier, found = find_job(f.ledger, f.folder, job)
         except NotFound:
             words += (unsent := explain_unsent(f, job))
             if not unsent:
                 raise
-        words += explain_job(f, found) if found else ()
+        if found:
+            words += explain_job(f, found, earlier)
+            words += explain_unsent(f, job) if found.record.retired and not found.record.successor else ()
         log = without_report(read_log(found, f.folder) or b"") if found else b""
     state, batch = (str(found.record.state), found.batch.name) if found else ("not sent", None)
     tail = log.decode(errors="replace").splitlines()[-lines:] if lines else []

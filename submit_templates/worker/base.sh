@@ -52,7 +52,7 @@ _finish() {  # CODE WORDS...
     exit "$exit_code"
 }
 
-_finish_or_full() {  # CODE WORDS... ; 89 when the scratch disk is the reason
+_end_or_full() {  # CODE WORDS... ; 89 when the scratch disk is the reason
     if _scratch_is_full; then
         local code=$1
         shift

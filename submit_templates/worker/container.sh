@@ -135,7 +135,7 @@ _trial() {  # runs in a child -> what the runtime said, and last its status
 # there is something else to try: without an optional bind, unpacked, another image, another runtime. Knows status and tries.
 _container_failed() {
     local words='' tried='' missing='' broken code=$NO_IMAGE
-    _starts_container || _finish_or_full "$INTERNAL" "the payload could not be launched (status $status)"
+    _starts_container || _end_or_full "$INTERNAL" "the payload could not be launched (status $status)"
     _phase image
     ! _find_broken || _finish "$CVMFS_BROKEN" "the container did not start (status $status)$broken"
     if _try_image; then _find_bad_bind; else _find_other_way; fi
@@ -146,7 +146,7 @@ _find_bad_bind() {  # the image starts; what is it with this job's binds?
     local to dropped=''
     _container_command
     if _try /bin/sh -c '[ -r .fermigrid/launch.sh ] || exit 3; true > .fermigrid/tried'; then
-        [ "$tries" -lt 3 ] || _finish_or_full "$NO_IMAGE" "$runtime starts $image at one time and not at another (status $status)"
+        [ "$tries" -lt 3 ] || _end_or_full "$NO_IMAGE" "$runtime starts $image at one time and not at another (status $status)"
         return 0
     fi
     words="the image starts, but not with this job's binds: $words"
@@ -155,7 +155,7 @@ _find_bad_bind() {  # the image starts; what is it with this job's binds?
         overlay=no
         for to in "${bind_to[@]}"; do [[ $missing != *$'\n@'"$to"$'\n'* ]] || _lose_bind "$to" "is missing"; done
     fi
-    [ -n "$dropped" ] || _finish_or_full "$NO_BIND" "$words"
+    [ -n "$dropped" ] || _end_or_full "$NO_BIND" "$words"
 }
 
 _lose_bind() {  # TARGET WHY: the container does not have it as it should -> dropped; 84
@@ -183,7 +183,7 @@ _find_other_way() {  # the image does not start
     if [ -z "$unsquash" ] && [ -f "$image" ]; then unsquash=yes; return 0; fi  # without FUSE, or where a SIF is not allowed
     unsquash=''
     if [ "$refusal_code" = "$NO_RUNTIME" ]; then
-        _find_runtime || _finish_or_full "$refusal_code" "$refusal"
+        _find_runtime || _end_or_full "$refusal_code" "$refusal"
     else
         _climb_ladder  # on, from the image that was refused
     fi

@@ -37,7 +37,7 @@ _take_setting() {  # KEY VALUE of job.env
         container.workdir | node_cache | scratch) _bindable "$2" ;;
         output.root) [[ ${set_of[output.kind]:-} == [xh]* ]] || _bindable "$2" ;;
         code) _local_name "$2" code ;;
-        batch_system | stage.http | rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.workdir | message.ca | message.via) ;;
+        batch_system | gather | stage.http | rehearsal | image.marker | image.registry | http_proxy | node_cache.shared | message.to | message.from | message.log | message.workdir | message.ca | message.via) ;;
         image.url) image_urls+=("$2") ;;
         runtime) runtimes+=("$2") ;;
         runtime.option) runtime_options+=("$2") ;;
@@ -71,6 +71,7 @@ _take_field() {  # KEY VALUE of the row
         in.adler32) [ -n "${set_of[verify]:-}" ] || _bad "in.adler32 without verify=adler32"; _last ${#in_name[@]} "$1"; _need '^[0-9a-f]{1,8}$' "$2" "$1"; printf -v 'in_adler[last]' '%08x' "$((16#$2))" ;;
         in.sha256) _last ${#in_name[@]} "$1"; _need "$HEX64" "$2" "$1"; in_sha[last]=$2 ;;
         out) _local_name "$2" output; out_name+=("$2") out_to+=('') ;;
+        more) gathers=$2 ;;
         out.to) _last ${#out_name[@]} "$1"; _local_name "$2" "name to publish"; out_to[last]=$2 ;;
         *) _bad "unknown key '$1' in row $row_number of $shard_file" ;;
     esac

@@ -5,10 +5,10 @@ climbed=0 damaged=0 others=0 broken='' result=''  # rungs tried so far; of their
 
 _climb_ladder() {  # -> image, a folder or file that the runtime can start; 82, 83, 91
     ! _climb || return 0
-    [ -z "$refusal" ] || _finish_or_full "$refusal_code" "$refusal; and there is no other source of it"
+    [ -z "$refusal" ] || _end_or_full "$refusal_code" "$refusal; and there is no other source of it"
     [ -z "$broken" ] || _finish "$CVMFS_BROKEN" "CVMFS is broken on $HOSTNAME ($broken), and no other source has the image"
     [ "$damaged" = 0 ] || [ "$others" != 0 ] || _finish "$IMAGE_DAMAGED" "every source of the image ${set_of[image]} is damaged: $result"
-    _finish_or_full "$NO_IMAGE" "no source has the image ${set_of[image]} for $HOSTNAME"
+    _end_or_full "$NO_IMAGE" "no source has the image ${set_of[image]} for $HOSTNAME"
 }
 
 _climb() {  # -> image, of the next rung that serves; called again, it goes on from there. False: no rung is left

@@ -23,7 +23,7 @@ _tell_inner() {  # before each start, because what it says may have changed
             "unsquash=$unsquash" "runtime_name=$runtime_name" "runtime_version=$runtime_version" "HOSTNAME=$HOSTNAME" \
             "json_image=$json_image" "json_binds=$json_binds" "json_cvmfs=$json_cvmfs"
         for name in "${!spent[@]}"; do printf 'spent.%s=%s\n' "$name" "${spent[$name]}"; done
-    } > "$control/outer" || _finish_or_full "$INTERNAL" "cannot write for the inner worker"
+    } > "$control/outer" || _end_or_full "$INTERNAL" "cannot write for the inner worker"
     json_image='' json_binds=''
 }
 
@@ -44,7 +44,7 @@ _inner_failed() {  # STATUS
     if [ "$1" = 126 ] || [ "$1" = 127 ]; then
         _finish "$NO_IMAGE" "the image cannot run the worker (status $1): order wrapper-inside needs bash and coreutils in it"
     fi
-    _finish_or_full "$INTERNAL" "the container ended with status $1 and the worker in it left no report"
+    _end_or_full "$INTERNAL" "the container ended with status $1 and the worker in it left no report"
 }
 
 _kill_inner() {  # the inner worker's payload has a group of its own

@@ -64,7 +64,7 @@ _write_launcher() {  # COMMAND...
         printf 'set --'
         for i in "$@"; do _quote "$i"; printf ' %s' "$quoted"; done
         printf '\n%sexec "$@"\n' "$tools"
-    } > "$control/launch.sh" || _finish_or_full "$INTERNAL" "the launcher cannot be written"
+    } > "$control/launch.sh" || _end_or_full "$INTERNAL" "the launcher cannot be written"
 }
 
 # The image's marker, and that each bind shows what it should, because a runtime may ignore one silently: device and inode, or where
@@ -97,7 +97,7 @@ _write_proofs() {
             printf '%s\n' "$quoted"
             k=$((k + 1))
         done
-    } > "$control/proofs" || _finish_or_full "$INTERNAL" "the launcher's proofs cannot be written"
+    } > "$control/proofs" || _end_or_full "$INTERNAL" "the launcher's proofs cannot be written"
 }
 
 _close_inherited() {  # in the child: signals are its own from here, open files the worker's alone

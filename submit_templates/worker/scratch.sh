@@ -16,18 +16,18 @@ _go_away() {  # -> scratch, the job's own folder, with its files in it
     if [ -n "$base" ]; then
         printf -v base '%b' "$base"
         own=$base/fermigrid-job.$HOSTNAME.$attempt
-        _run 30 mkdir -m 700 -- "$own" || { own=''; _finish_or_full "$INTERNAL" "no folder can be made in $base"; }
+        _run 30 mkdir -m 700 -- "$own" || { own=''; _end_or_full "$INTERNAL" "no folder can be made in $base"; }
         scratch=$own
         _sweep_scratch
     fi
     if [ "$scratch" != "$plan" ]; then
-        for file in "$plan"/{job.env,"$rows$shard_file",bundle.tar.gz,secrets/*}; do  # what a batch lacks is missed where it is read
-            [ ! -e "$file" ] || _run 600 cp -- "$file" "$scratch/" || _finish_or_full "$STAGE_IN" "$file cannot be copied to $scratch"
+        for file in "$plan"/{job.env,"$rows$shard_file",bundle.tar.gz,gathered,secrets/*} "$back/in/$job/gathered"; do  # what a batch lacks is missed where it is read
+            [ ! -e "$file" ] || _run 600 cp -r -- "$file" "$scratch/" || _end_or_full "$STAGE_IN" "$file cannot be copied to $scratch"
         done
         [ -n "$rows" ] || ln -s -- "$plan"/* "$scratch/" 2> /dev/null || :  # HTCondor's own: secrets that it renews
     fi
     cd -- "$scratch"
-    mkdir -p -- "$back/out" || _finish_or_full "$STAGE_OUT" "$back/out cannot be made"
+    mkdir -p -- "$back/out" || _end_or_full "$STAGE_OUT" "$back/out cannot be made"
 }
 
 _sweep_scratch() {  # of this node's jobs that were killed; a living one holds a lock

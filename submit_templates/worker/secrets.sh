@@ -37,7 +37,7 @@ _guard_secrets() {  # a private folder, in memory where there is such a place, a
         secret_dir=$base/fermigrid.$uuid
         break
     done
-    [ -n "$secret_dir" ] || _finish_or_full "$NO_SECRET" "no private folder can be made for secrets"
+    [ -n "$secret_dir" ] || _end_or_full "$NO_SECRET" "no private folder can be made for secrets"
     secret_view=$secret_dir
     # its stdin ends when the worker does, whatever ended it
     exec {guard_fd}> >(trap - ERR; trap '' INT TERM QUIT HUP; exec > /dev/null 2>&1 3>&- 4>&-; read -r _ || :; rm -rf -- "$secret_dir" ${taken[@]+"${taken[@]}"})
@@ -131,7 +131,7 @@ _point_to_secrets() {  # the payload's variables, and links in its home folder
     for i in "${!secret_home[@]}"; do
         _find_point "$secret_view" "${secret_home_of[i]}" "${secret_home[i]}"
         file=$control/home/${secret_home[i]%%=*}
-        { mkdir -p -- "${file%/*}" && ln -sfn -- "$point" "$file"; } || _finish_or_full "$INTERNAL" "home/${secret_home[i]%%=*} cannot be made"
+        { mkdir -p -- "${file%/*}" && ln -sfn -- "$point" "$file"; } || _end_or_full "$INTERNAL" "home/${secret_home[i]%%=*} cannot be made"
     done
 }
 

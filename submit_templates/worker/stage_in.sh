@@ -6,7 +6,7 @@ deadline=0 problem='' hopeless=''  # `hopeless`: the same try again would fail a
 _unpack_bundle() {
     [ -n "${set_of[code]:-}" ] || return 0
     _run 0 tar -xzf "$scratch/${set_of[code]}" -C "$work" --no-same-owner >&2 ||
-        _finish_or_full "$INTERNAL" "the bundle ${set_of[code]} cannot be unpacked"
+        _end_or_full "$INTERNAL" "the bundle ${set_of[code]} cannot be unpacked"
 }
 
 _set_deadline() {  # KEY of a time limit for all files together
@@ -79,7 +79,7 @@ _stage_in() {
             problems+="${problems:+; }$1: $problem"
             shift
         done
-        [ $# != 0 ] || _finish_or_full "$STAGE_IN" "input ${in_name[i]}: ${problems:-it has no source}"
+        [ $# != 0 ] || _end_or_full "$STAGE_IN" "input ${in_name[i]}: ${problems:-it has no source}"
     done
     deadline=0
 }

@@ -29,7 +29,7 @@ _check_outputs() {  # -> out_bytes, out_sha
             [[ $real == "$home"/* ]] || _finish "$NO_OUTPUT" "output ${out_name[i]} is a link that leads out of the working folder"
             path=$real
         fi
-        [ -e "$path" ] || _finish_or_full "$NO_OUTPUT" "declared output ${out_name[i]} is missing"
+        [ -e "$path" ] || _end_or_full "$NO_OUTPUT" "declared output ${out_name[i]} is missing"
         [ -f "$path" ] || _finish "$NO_OUTPUT" "declared output ${out_name[i]} is not a plain file"
         paths+=("$path")
     done
@@ -46,7 +46,7 @@ _move_outputs() {
     for i in "${!out_name[@]}"; do
         out_file[i]=$job.$i.$attempt
         _heard mv -- "${out_path[i]}" "$scratch/out/${out_file[i]}" ||
-            _finish_or_full "$STAGE_OUT" "output ${out_name[i]} cannot be moved to out/: $problem"
+            _end_or_full "$STAGE_OUT" "output ${out_name[i]} cannot be moved to out/: $problem"
     done
 }
 

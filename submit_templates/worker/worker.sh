@@ -17,7 +17,7 @@
 #   scratch *     the site's scratch folder instead of the one that the job was started in; its files there, its outputs back
 #   secrets *     copies for this job alone, the guard that removes them, how the payload finds them; secrets_sealed * opens,
 #                 secrets_live * renews and knows ends, secrets_wallet * moves an Oracle wallet
-#   stage_in      bundle and inputs; deadlines and tries, for stage-out too; adler32 *
+#   stage_in      bundle and inputs; deadlines and tries, for stage-out too; adler32 *; gather * (outputs of steps before it)
 #   payload       its environment, the launcher that proves the container, its signals and its end
 #   messages *    start and end messages of the Fermi pipeline
 #   inside *      order wrapper-inside: this file, started again in the container
@@ -59,7 +59,7 @@ software=() software_from=() software_to=() software_path=() software_env=() sof
 secret=()
 row_job='' row_run='' row_piece='' args=() row_env=()
 in_name=() in_bytes=() in_adler=() in_sha=() in_source=() in_source_of=()
-out_name=() out_to=()
+out_name=() out_to=() gathers=''
 
 scratch='' work='' control='' view='' secret_view=''  # folders; `view`: work as the payload sees it
 attempt='' start=1 begin=0 begin_ms=0 now_ms=0 phase=setup phase_ms=0
@@ -119,6 +119,7 @@ _main() {
 _do_job() {  # on the side of the container that the order says
     _unpack_bundle
     _stage_in
+    [ -z "$gathers" ] || _gather
     _phase setup
     _payload_environment
     _write_launcher "${args[@]}"
@@ -155,7 +156,7 @@ _make_container_ready() {
 _make_folders() {
     work=$scratch/work control=$scratch/work/.fermigrid
     mkdir -p -- "$scratch/out" "$control/home" "$control/tmp" "$control/secrets" "$control/scratch" ||
-        _finish_or_full "$INTERNAL" "folders cannot be made in $scratch"
+        _end_or_full "$INTERNAL" "folders cannot be made in $scratch"
 }
 
 _set_traps() {  # and keeps the true stdout and stderr for the end, which may come in the middle of a redirection
@@ -255,6 +256,7 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/secrets_wallet.sh"
 . "$here/stage_in.sh"
 . "$here/adler32.sh"
+. "$here/gather.sh"
 . "$here/payload.sh"
 . "$here/messages.sh"
 . "$here/inside.sh"

@@ -194,6 +194,30 @@ def kill(pid: int) -> None:
     wait(lambda: not runs(pid))
 
 
+# --- pauses
+
+
+def test_a_pause_lets_running_jobs_end_and_none_start_until_it_is_over(engine: Engine, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    handle = engine.submit(engine.batch([f"wait={go}", f"wait={go}", "until=81:2", "say=x", "say=y"], retries=3))
+    watch = Watch(engine, handle)
+    watch.until(Seen.STARTED, 0, 1)
+    engine.backend.pause([handle])
+    engine.backend.hold([handle], [4])  # a person's own hold
+    watch.until(Seen.HELD, 4)
+    go.touch()
+    watch.until(Seen.ENDED, 0, 1)
+    assert watch.ends() == {0: 0, 1: 0}
+    assert "the batch is paused" in " ".join(engine.backend.explain(handle, 3))
+    kill(runner_of(handle))
+    watch.look()  # the next runner knows of it
+    assert not watch.has(Seen.STARTED, 2)
+    engine.backend.resume([handle])
+    watch.until(Seen.ENDED, 2, 3)
+    assert not watch.has(Seen.STARTED, 4)
+    assert engine.backend.silence(handle) == ""
+
+
 # --- results
 
 

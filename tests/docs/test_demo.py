@@ -39,6 +39,7 @@ def test_it_ends_well_and_does_so_again(tmp_path: Path) -> None:
         done = demo(tmp_path / "demo")
         assert done.returncode == 0, done.stdout + done.stderr
         last = done.stdout.splitlines()[-1]
+        assert f"P400-L1: clean: {RUNS} runs, {RUNS} jobs, {RUNS} outputs read" in done.stdout
         assert last.startswith(f"demo: good: {RUNS} runs, {RUNS} jobs on site local")
         assert f"REHEARSAL: {RUNS} jobs ran on this host" in last
     assert len(list((tmp_path / "demo/run/outputs/ft1").iterdir())) == RUNS

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +115,23 @@ def test_the_campaign_of_the_readme_is_valid() -> None:
     assert written is not None
     data, source = parse_yaml(written[1], "README.md")
     assert validate(Campaign, data, source).campaign == "P400-L1"
+
+
+def test_the_units_of_systemd_are_valid(tmp_path: Path) -> None:
+    """Sections and keys that systemd knows; with systemd here, in its own words."""
+    text = (DOCS / "how-to/unattended.md").read_text()
+    units = dict(
+        zip(("fermigrid.service", "fermigrid.timer"), re.findall(r"^```ini\n(.*?)^```", text, re.M | re.S), strict=True)
+    )
+    assert [re.findall(r"^\[(\w+)\]", unit, re.M) for unit in units.values()] == [
+        ["Unit", "Service"],
+        ["Unit", "Timer", "Install"],
+    ]
+    assert "ExecStart=/usr/local/bin/fermigrid watch --all\n" in units["fermigrid.service"]
+    assert "fermigrid watch --all" in next(line for line in text.splitlines() if line.startswith("*/5 * * * * "))
+    for name, unit in units.items():
+        (tmp_path / name).write_text(unit.replace("/usr/local/bin/fermigrid", sys.executable))
+    if verify := shutil.which("systemd-analyze"):
+        command = [verify, "verify", "--man=no", "--recursive-errors=no", *(str(tmp_path / name) for name in units)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,20 @@ from fermigrid.planfolder import write_plan
 from tests.campaigns import ANSWERS, SITES, assemble, fermigrid, plans
 
 HERE = Path(__file__).parent
-CAMPAIGN = HERE / "campaign"
+CAMPAIGN, PIECES = HERE / "campaign", HERE / "pieces"
 IMAGES = {  # a new site needs a line here; one with open questions its answers in sites/, which extend the shipped file
     "local": "light", "pool": "light", "osg-like": "light",
     "slac": "fermi-rhel6", "slac-lsf": "light",
     "in2p3": "cc-sl6", "in2p3-ce": "cc-sl6",
 }  # fmt: skip
+OF_PIECES = ("local", "pool", "slac", "in2p3-ce")  # outputs that come back, and those that stay at the site
 MASK = "<not in golden files>"  # worker.sh changes all the time, and the bundle's bytes are zlib's affair
 
 
-def render(site: str, folder: Path) -> dict[str, str]:
+def render(site: str, folder: Path, campaign: Path = CAMPAIGN) -> dict[str, str]:
     """Every text file of every plan: path -> text, what changes for other reasons masked."""
     source = folder / "source"
-    shutil.copytree(CAMPAIGN, source)
+    shutil.copytree(campaign, source)
     text = (source / "campaign.yaml").read_text().replace("IMAGE", IMAGES[site])
     files = {}
     table = (source / "runs.csv").read_text()
@@ -57,7 +59,16 @@ def test_each_shipped_site_has_a_golden_case() -> None:
 
 @pytest.mark.parametrize("site", IMAGES)
 def test_plans(site: str, tmp_path: Path, update_golden: bool) -> None:
-    found, golden = render(site, tmp_path), HERE / "plans" / site
+    compare(render(site, tmp_path), HERE / "plans" / site, update_golden)
+
+
+@pytest.mark.parametrize("site", OF_PIECES)
+def test_plans_of_chunks_and_crumbs(site: str, tmp_path: Path, update_golden: bool) -> None:
+    compare(render(site, tmp_path, PIECES), HERE / "plans-of-pieces" / site, update_golden)
+
+
+def compare(found: Mapping[str, str], golden: Path, update_golden: bool) -> None:
+    site = golden.name
     if update_golden:
         shutil.rmtree(golden, ignore_errors=True)
         for name, text in found.items():

@@ -43,6 +43,7 @@ ROW: dict[str, Any] = {
     "priority": 0,
     "retries": 2,
     "has_bundle": False,
+    "has_gathered": False,
     "max_materialize": None,
     "max_idle": None,
 }

@@ -44,10 +44,12 @@ def copy_example(product: Product, runs: int) -> Path:
 
 
 def submit_example(product: Product, site: str, timeout: float = 500) -> str:
-    """The campaign at `site`, to its end; nothing in it is changed but the site and where the events are."""
+    """The campaign at `site`, to its end, and audited; nothing in it is changed but the site and where the events are."""
     at = ("l1/campaign.yaml", "--site", site, "--set", f"events_file={ON_NODE}")
     product.run("check", *at)
-    return product.run("submit", *at, "--run-dir", "run", "--wait", timeout=timeout).stdout
+    said = product.run("submit", *at, "--run-dir", "run", "--wait", timeout=timeout).stdout
+    assert "P400-L1: clean: " in product.run("audit", "run").stdout
+    return said
 
 
 def audit(product: Product) -> subprocess.CompletedProcess[str]:

@@ -36,6 +36,7 @@ def test_l1_campaign_on_the_pool_audits_clean(product: Product) -> None:
     # and the audit is one that can fail
     next(path for path in (product.folder / "run/outputs").rglob("*.fit")).unlink()
     assert audit(product).returncode == 1
+    assert "is not there" in product.run("audit", "run", code=1).stdout
 
 
 @pytest.mark.parametrize(("site", "container"), [("pool-a", "site"), ("pool-b", "site"), ("pool-f", "worker")])

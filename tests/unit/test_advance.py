@@ -6,15 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fermigrid.advance import Progress, all_work, block_name, blocks_of, count_blocked, work_needed
+from fermigrid.advance import Progress, RunState, all_work, block_name, blocks_of, count_blocked, work_needed
 from fermigrid.campaign import Campaign
 from fermigrid.plan import shares
 from fermigrid.runs import Run
 
 CLUMP = {"command": ["x"], "foreach": "clump", "split": {"events": 10}}
 RUNS = (Run("r0", 25), Run("r1", 0), Run("r2", 5), Run("r3", 10), Run("r4", 1))
-OVER = Progress(True)
-GOING = Progress(False)
+OVER = Progress(1, RunState.DONE)
+GOING = Progress(1, RunState.PENDING)
+
+
+def without(*failed: str) -> Progress:
+    """All runs of a block are done but these."""
+    return Progress(1, RunState.DONE, dict.fromkeys(failed, RunState.FAILED))
+
+
+def only(run: str, state: RunState) -> Progress:
+    """One run of a block was done."""
+    return Progress(1, RunState.NEEDED, {run: state})
 
 
 def campaign(steps: dict[str, object], block: int = 2) -> Campaign:
@@ -67,19 +77,19 @@ def test_what_is_known_is_not_needed_again() -> None:
 
 
 def test_a_run_that_failed_goes_no_further_and_the_others_do() -> None:
-    known = {("b0000", "clump"): Progress(True, frozenset({"r0"}))}
+    known = {("b0000", "clump"): without("r0")}
     assert needed(CHAIN, known, RUNS[:2]) == [("b0000", "merge", ("r1",))]
 
 
 def test_a_run_that_failed_early_does_not_come_back_in_a_later_step() -> None:
-    known = {("b0000", "clump"): Progress(True, frozenset({"r0"})), ("b0000", "merge"): OVER}
+    known = {("b0000", "clump"): without("r0"), ("b0000", "merge"): only("r1", RunState.DONE)}
     assert needed(CHAIN, known, RUNS[:2]) == [("b0000", "ship", ("r1",))]
 
 
 def test_failures_of_several_steps_add_up() -> None:
     known = {
-        ("b0000", "clump"): Progress(True, frozenset({"r0"})),
-        ("b0000", "merge"): Progress(True, frozenset({"r1"})),
+        ("b0000", "clump"): without("r0"),
+        ("b0000", "merge"): only("r1", RunState.FAILED),
     }
     assert needed(CHAIN, known, RUNS[:2]) == []
 
@@ -87,24 +97,48 @@ def test_failures_of_several_steps_add_up() -> None:
 def test_jobs_that_never_come_are_counted_in_every_block_and_later_step() -> None:
     """Of r0 (3 clumps) the merging and the shipping; of r3, in the next block, the shipping."""
     known = {
-        ("b0000", "clump"): Progress(True, frozenset({"r0"})),
+        ("b0000", "clump"): without("r0"),
         ("b0001", "clump"): OVER,
-        ("b0001", "merge"): Progress(True, frozenset({"r3"})),
+        ("b0001", "merge"): without("r3"),
     }
     assert count_blocked(CHAIN, RUNS, known) == 3
     assert count_blocked(CHAIN, RUNS, {}) == count_blocked(CHAIN, RUNS, {("b0000", "clump"): GOING}) == 0
     back = campaign({"a": {"command": ["x"]}, "b": {**CLUMP, "after": ["a"]}})
-    assert count_blocked(back, RUNS, {("b0000", "a"): Progress(True, frozenset({"r0"}))}) == 3
+    assert count_blocked(back, RUNS, {("b0000", "a"): without("r0")}) == 3
+
+
+def test_after_done_goes_on_with_what_is_good_and_not_without_what_was_never_sent() -> None:
+    digi, merge = {"command": ["x"]}, {"command": ["x"], "after": {"clump": "done"}}
+    c = campaign({"digi": digi, "clump": {**CLUMP, "after": ["digi"]}, "merge": merge})
+    runs = (Run("r0", 25), Run("r2", 5))
+    known = {("b0000", "digi"): without("r2"), ("b0000", "clump"): only("r0", RunState.FAILED)}
+    assert needed(c, known, runs) == [("b0000", "merge", ("r0",))]
+    assert count_blocked(c, runs, known) == 2
+    again = Progress(1, RunState.NEEDED, {"r0": RunState.NEEDED}, {"r0": frozenset({"c001"})})
+    (work,) = work_needed(c, runs, ["here"], {**known, ("b0000", "clump"): again})
+    assert (work.step, work.generation, work.pieces) == ("clump", 1, {"r0": frozenset({"c001"})})
+
+
+def test_runs_with_other_parameters_are_another_batch() -> None:
+    known = {("b0000", "clump"): Progress(2, RunState.NEEDED)}
+    overrides = {("clump", "r3"): {"p": "1"}, ("clump", "r1"): {"p": "2"}, ("merge", "r0"): {"p": "3"}}
+    runs = (Run("r0", 25), Run("r1", 0), Run("r3", 10), Run("r5", 10))
+    c = CHAIN.model_copy(update={"block": 4})
+    works = list(work_needed(c, runs, ["here"], known, 0, overrides))
+    assert [(w.generation, [run.name for run in w.runs], dict(w.parameters)) for w in works] == [
+        (2, ["r0", "r5"], {}),
+        (3, ["r3"], {"p": "1"}),
+    ], "r1 has no events, and so no batch of its own"
 
 
 def test_a_failure_stops_only_what_comes_after_it() -> None:
     c = campaign({"a": {"command": ["x"]}, "b": {"command": ["x"]}, "c": {"command": ["x"], "after": ["b"]}})
-    known = {("b0000", "a"): Progress(True, frozenset({"r0"})), ("b0000", "b"): OVER}
+    known = {("b0000", "a"): without("r0"), ("b0000", "b"): OVER}
     assert needed(c, known, RUNS[:1]) == [("b0000", "c", ("r0",))]
 
 
 def test_when_every_run_failed_nothing_is_needed_any_more() -> None:
-    known = {("b0000", "clump"): Progress(True, frozenset({"r0", "r1"}))}
+    known = {("b0000", "clump"): without("r0", "r1")}
     assert needed(CHAIN, known, RUNS[:2]) == []
 
 

@@ -54,6 +54,7 @@ def test_good_campaigns(tmp_path: Path) -> None:
         (step("inputs: {/a: /x}"), "7: steps.go.inputs./a: must be a relative path without '..'"),
         (step("inputs: {a/../b: /x}"), "must be a relative path without '..'"),
         (SMALL.replace("{out.fit:", "{../out.fit:"), "7: steps.go.outputs.../out.fit: must be a relative path"),
+        (SMALL.replace('"{run}.fit"', '"retired/{run}.fit"'), "in retired/ lies what a rollback moved away"),
         (SMALL + "environment: {A: '{run}'}\n", "8: environment.A: '{run}': no placeholder {run}"),
         (SMALL + "parameters: {run: x}\n", "8: parameters.run: is the name of a placeholder that exists already"),
         (SMALL + "parameters: {job: x}\n", "8: parameters.job: is the name of a placeholder"),

@@ -216,7 +216,7 @@ allow_uber: perhaps
     assert [line.split(":")[0] for line in said] == ["1", "3", "6", "7", "7", "7", "7", "8", "9", "10"]
     assert "steps.go.resources.memory: '2': has no unit: write one of B, kB" in said[5]
     assert "such as 2 GiB" in said[5]
-    assert "did you mean 'clump'? Allowed: 'run' or 'clump'" in said[7]
+    assert "did you mean 'clump'? Allowed: 'run', 'clump', 'chunk' or 'crumb'" in said[7]
     assert "block: '1.5' must be a whole number" in said[8]
 
 

@@ -190,7 +190,7 @@ def test_the_file_itself_refuses_a_second_accepted_attempt(ledger: Ledger) -> No
     ledger.intend(batch(), NOW, "me")
     ledger.take_in([(done(), report(done(), "g0.s1.aaaaaaaa"))])
     with closing(sqlite3.connect(ledger.path)) as other, pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
-        other.execute("INSERT INTO attempt VALUES ('go.r0', 'x', ?, 0, 0, 0, 1, 1, '{}')", (batch().id,))
+        other.execute("INSERT INTO attempt VALUES ('go.r0', 'x', ?, 0, 0, 0, 1, 1, '{}', NULL)", (batch().id,))
 
 
 # --- files
@@ -202,6 +202,56 @@ def test_a_ledger_of_a_newer_fermigrid_is_left_alone(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="was written by a newer fermigrid") as refused:
         open_ledger(ledger.path)
     assert refused.value.hint == "Use the fermigrid that wrote it."
+
+
+def test_a_ledger_of_before_generations_goes_on(tmp_path: Path) -> None:
+    """Its batches say by their plans which runs they do; what was accepted counts; of a lost plan: the whole block."""
+    path = tmp_path / "ledger.sqlite"
+    with closing(sqlite3.connect(path)) as old:
+        for script in MIGRATIONS[:4]:
+            old.executescript(script)
+        old.execute("PRAGMA user_version = 4")
+        asked = ("two", "i", "d", None, "{}", "/", "[]", "2027", "0.1", None, None)
+        old.execute("INSERT INTO campaign VALUES (?,?,?,?,?,?,?,?,?,?,?)", asked)
+        for number, (block, step, jobs) in enumerate(
+            [("b0000", "clump", 3), ("b0000", "merge", 1), ("b0001", "clump", 1)]
+        ):
+            row = (
+                f"{number}" * 32,
+                block,
+                step,
+                0,
+                "local",
+                "local",
+                f"two.{block}.{step}.g0",
+                "x",
+                jobs,
+                '{"slots": 2}',
+            )
+            old.execute("INSERT INTO batch VALUES (?,?,?,?,?,?,?,?,?,?,'2027','2027','',7,NULL)", row)
+        for index, (name, state) in enumerate(
+            [("clump.r.1.c000", "done"), ("clump.r.1.c001", "failed"), ("clump.r2.c000", "done")]
+        ):
+            old.execute("INSERT INTO job VALUES (?,?,?,?,'2027',1,'h','','')", ("0" * 32, index, name, state))
+        accepted = ("clump.r2.c000", "g0.s1.aa", "0" * 32, 2, 0, 0, 1, 1, '{"begin": 1}')
+        old.execute("INSERT INTO attempt VALUES (?,?,?,?,?,?,?,?,?)", accepted)
+        old.commit()
+    for step, rows in (("clump", "r.1 r.1 r2"), ("merge", "r2")):
+        shards = tmp_path / f"blocks/b0000/{step}.g0/plan/shards"
+        shards.mkdir(parents=True)
+        (shards / "s0000-x.rows").write_text("".join(f"job=j\trun={run}\tpiece=\targ=run=no\n" for run in rows.split()))
+    for _ in range(2):  # once
+        with closing(open_ledger(path)) as ledger:
+            clump, merge, lost = ledger.batches()
+            assert (clump.runs, merge.runs, lost.runs) == (("r.1", "r2"), ("r2",), None)
+            assert {(b.counted, b.retired, len(b.pieces), len(b.parameters)) for b in ledger.batches()} == {
+                (3, 0, 0, 0), (1, 0, 0, 0),
+            }  # fmt: skip
+            assert clump.options == {"slots": 2}
+            assert [attempt.job for attempt in ledger.accepted()] == ["clump.r2.c000"]
+            assert [job.retired for job in ledger.jobs_of(clump.id)] == [None] * 3
+            assert ledger.counts()[clump.id] == {State.DONE: 2, State.FAILED: 1}
+            assert (ledger.decisions(), ledger.overrides(), ledger.again()) == ([], {}, [])
 
 
 def test_migrations_are_done_once(ledger: Ledger) -> None:

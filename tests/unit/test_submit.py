@@ -25,13 +25,14 @@ from fermigrid.errors import (
 from fermigrid.ledger import open_ledger
 from fermigrid.plan import Assembled
 from fermigrid.planfolder import plan_faults
+from fermigrid.progress import has_ended
 from fermigrid.runfolder import RunFolder
 from fermigrid.seal import make_key, read_certificate, read_signer, seal
 from fermigrid.sealed import write_text
 from fermigrid.standing import standing_of
 from fermigrid.states import Seen, State
 from fermigrid.submit import as_submitted, batch_id, begin, campaign_digest, prepare, rendered, settle
-from fermigrid.watch import Following, Turn, advance, has_ended, look, run_of, watch_once
+from fermigrid.watch import Following, Turn, advance, look, watch_once
 from tests import stand_in
 from tests.campaigns import SITES, SMALL, TWO_STEPS, assemble, make_hand
 from tests.stand_in import Killed, Memory, end_job
@@ -431,14 +432,6 @@ def test_a_silent_system_is_said_and_nothing_is_lost(tmp_path: Path, system: Mem
         for index in (0, 1):
             stand_in.end_job(system.landed[0], index)
         assert watch_once(f).finished
-
-
-@pytest.mark.parametrize(
-    ("job", "step", "split", "run"),
-    [("go.r1", "go", False, "r1"), ("go.a.b", "go", False, "a.b"), ("go.a.b.c000", "go", True, "a.b")],
-)
-def test_the_run_of_a_job(job: str, step: str, split: bool, run: str) -> None:
-    assert run_of(job, step, split) == run
 
 
 def test_a_removed_batch_has_ended_when_its_known_jobs_have(tmp_path: Path, system: Memory) -> None:

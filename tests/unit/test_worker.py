@@ -37,6 +37,7 @@ NEEDS = {
     "fetch": ("stage.http", "yes"),
     "cache": ("node_cache", "/cache"),
     "adler32": ("verify", "adler32"),
+    "gather": ("gather", "crumbs"),
     "unpack": ("image.format", "directory"),
     "registry": ("image.registry", "docker://x"),
     "inside": ("order", "wrapper-inside"),

@@ -40,11 +40,14 @@ class Done:
 
 @dataclass
 class Job:
-    """A job in the folder `scratch`. `settings` go into job.env after the common ones, `row` after job, run and piece."""
+    """A job in the folder `scratch`. `settings` go into job.env after the common ones, `row` after job, run and piece;
+    in the shard `lines` come after its row, `before` before it."""
 
     scratch: Path
     settings: Pairs = field(default_factory=list)
     row: Pairs = field(default_factory=list)
+    lines: Sequence[Pairs] = ()
+    before: Sequence[Pairs] = ()
     args: Sequence[str] = ("/bin/true",)
     head: Mapping[str, str] = field(
         default_factory=lambda: {
@@ -65,10 +68,11 @@ class Job:
         (self.scratch / "worker.sh").chmod(0o755)
         (self.scratch / "job.env").write_text(encode_lines(settings))
         identity = [("job", NAME), ("run", "r0239557414"), ("piece", "c003")]
-        shard = encode_row([*identity, *(("arg", arg) for arg in self.args), *self.row]).encode() + b"\n"
+        row = [*identity, *(("arg", arg) for arg in self.args), *self.row]
+        shard = "".join(f"{encode_row(line)}\n" for line in (*self.before, row, *self.lines)).encode()
         name = f"s0000-{hashlib.sha256(shard).hexdigest()[:32]}.rows"
         (self.scratch / name).write_bytes(shard)
-        return ["./worker.sh", "run", NAME, name, "1", BATCH]
+        return ["./worker.sh", "run", NAME, name, str(len(self.before) + 1), BATCH]
 
     def _common(self) -> Pairs:
         common = [("format", "1"), ("campaign", "P400"), ("step", "clump"), ("site", "test"), ("block", "b0000")]
