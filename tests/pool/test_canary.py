@@ -111,7 +111,7 @@ class Cage:
     def run(self, *arguments: str, code: int | None = 0) -> str:
         """`fermigrid ARGUMENTS` in a careless shell; all that it said."""
         process = self.product.start(*arguments, extra=person_environment(self.shell))
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         self.said.append(out + err)
         assert code is None or process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
         return out + err
