@@ -212,15 +212,15 @@ def test_a_token_that_the_credential_daemon_cannot_give(planted: Planted) -> Non
     site = product.folder / "sites/kinds.yaml"
     site.write_text(site.read_text().replace("service: scitokens", "service: unheard"))
     product.write("look.sh", LOOK).chmod(0o755)
-    product.write("none.yaml", campaign("none", ["storage"], "./look.sh"))
-    done = product.run("submit", "none.yaml", "--site", "kinds", "--sites", "sites", code=17)
+    product.write("refused-token.yaml", campaign("refused-token", ["storage"], "./look.sh"))
+    done = product.run("submit", "refused-token.yaml", "--site", "kinds", "--sites", "sites", code=17)
     assert "condor_credd" in done.stderr and "unheard" in done.stderr
     assert queued(product) == ""
 
 
 def queued(product: Product) -> str:
     """What fermi has in the queue that is held or waits."""
-    command = [*AS_FERMI, "condor_q", "-constraint", 'FermigridCampaign == "none"', "-af", "ClusterId"]
+    command = [*AS_FERMI, "condor_q", "-constraint", 'FermigridCampaign == "refused-token"', "-af", "ClusterId"]
     return subprocess.run(command, env=product.environment, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
