@@ -1,9 +1,8 @@
-"""How fast a campaign is audited: `fermigrid audit` of a ledger with 100,000 reports, sizes only and with all outputs
+"""How fast a campaign is audited: `fermigrid audit` of a ledger with so many reports, sizes only and with all outputs
 read, and its floor: the same reports from SQLite, and one `stat` for each output.
 
-    python benchmarks/bench_audit.py [REPORTS]
-
-Exit code 1 when the audit of 100,000 reports takes more than 30 s, or when memory grows with the number of jobs.
+    python -m benchmarks audit          (20,000 reports)
+    python -m benchmarks --full audit   (100,000 reports)
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.figures import ROOT, Figure
 from fermigrid.audit_campaign import CampaignAudit, Subject
 from fermigrid.ledger import open_ledger
 from tests.audited import Ran, ran
@@ -99,13 +98,14 @@ WAYS: dict[str, Callable[[Path], int]] = {
     "quick": lambda folder: audit(folder, True),
     "whole": lambda folder: audit(folder, False),
 }
-NAMES = {"floor": "floor: SQLite, json and stat", "quick": "audit --quick", "whole": "audit, all outputs read"}
+NAMES = {"quick": "audit --quick", "whole": "audit, all outputs read"}
 
 
 def measure(way: str, folder: Path) -> tuple[float, float]:
     """(s, MB) in a process of its own."""
-    command = [sys.executable, __file__, "--one", way, str(folder)]
-    seconds, megabytes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    command = [sys.executable, "-m", "benchmarks.bench_audit", way, str(folder)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    seconds, megabytes = said.split()
     return float(seconds), float(megabytes)
 
 
@@ -117,29 +117,22 @@ def one(way: str, folder: Path) -> None:
     print(seconds, int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024)
 
 
-def main(reports: int) -> int:
+def figures(full: bool) -> Iterator[Figure]:
+    """The audit, and its memory beside that of a tenth of the jobs."""
+    reports = 100_000 if full else 20_000
+    limit = REQUIRED_S * reports / 100_000
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as scratch:
         few, many = Path(scratch, "few"), Path(scratch, "many")
         make(few, reports // 10)
         make(many, reports)
-        times, memory = dict[str, float](), dict[str, float]()
+        bare, _ = measure("floor", many)
         for way, name in NAMES.items():
             _, small = measure(way, few)
-            times[way], memory[way] = measure(way, many)
-            per_s = reports / times[way]
-            print(f"{name:32} {times[way]:7.2f} s  {per_s:10,.0f} reports/s  {memory[way]:6.0f} MB"
-                  f"  (a tenth of the jobs: {small:.0f} MB)")  # fmt: skip
-            if memory[way] > GROWTH * small:
-                print(f"memory grows with the number of jobs: {small:.0f} -> {memory[way]:.0f} MB")
-                return 1
-    print(
-        f"{reports:,} reports: {times['quick'] / times['floor']:.1f} times the floor; reading every output {times['whole'] / times['floor']:.1f}"
-    )
-    return 0 if times["whole"] * 100_000 / reports <= REQUIRED_S else 1
+            took, memory = measure(way, many)
+            what = f"{name}, {reports:,} reports"
+            yield Figure(what, took, "s", bare, "SQLite, JSON and a stat each", limit)
+            yield Figure(f"{what}: memory", memory, "MB", small, "a tenth of them", GROWTH * small)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(sys.argv[2], Path(sys.argv[3]))
-    else:
-        sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000))
+    one(sys.argv[1], Path(sys.argv[2]))

@@ -1,6 +1,9 @@
 """200 jobs that start at once on a node with a cache and no image: until the last one has its image of 200 MB, and how often
 the origin was asked. Beside it, in the same run: one download, 200 processes that take a lock and use a file in place, and
-separate downloads (a sample). Target: one GET, all ready within 3 times a single download.
+separate downloads (a sample). Limits: one GET, all ready within 3 times a single download with its digest.
+
+    python -m benchmarks image_storm          (50 jobs, 50 MB)
+    python -m benchmarks --full image_storm   (200 jobs, 200 MB)
 """
 
 from __future__ import annotations
@@ -8,18 +11,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.figures import Figure
 from tests.worker.faulty_http import Faulty, serve
 from tests.worker.test_image import CLIMB, cached
 from tests.worker.worker_job import BATCH, NAME, Job, sha256
 
-JOBS, SIZE, SAMPLE = 200, 200_000_000, 20
+SAMPLE = 20
 READY = CLIMB.replace('cp -RL -- "$image" served\n', '_now\necho "$now_ms $rung" > ready\n')
 # starts "$@" JOBS times at once, in the folders 0, 1, 2...
 AT_ONCE = 'jobs=$1; shift; for ((i = 0; i < jobs; i++)); do (cd "$i" && exec "$@" > log 2>&1) & done; wait'
@@ -73,21 +76,23 @@ def storm(server: Faulty, base: Path, jobs: int) -> tuple[float, list[str]]:
     return max(int(ms) for ms, _ in ready) / 1000 - began, [rung for _, rung in ready]
 
 
-def main() -> None:
+def figures(full: bool) -> Iterator[Figure]:
+    """The storm, beside one download."""
+    jobs, size = (200, 200_000_000) if full else (50, 50_000_000)
     base = Path(tempfile.mkdtemp(prefix="bench-storm-"))
-    with serve(os.urandom(SIZE)) as server:
+    with serve(os.urandom(size)) as server:
         url = f"{server.url}/good/i.sif"
         curl = min(seconds("curl", "-sSf", "-o", "file", url, cwd=base) for _ in range(3))
         digest = min(seconds("sh", "-c", "sha256sum file > sum", cwd=base) for _ in range(3))
         one, _ = storm(server, base / "one", 1)
-        for number in range(JOBS):
+        for number in range(jobs):
             (base / str(number)).mkdir()
-        lock = seconds("bash", "-c", AT_ONCE, "bash", str(JOBS), "bash", "-c", LOCKED, "bash", base / "file", cwd=base)
+        lock = seconds("bash", "-c", AT_ONCE, "bash", str(jobs), "bash", "-c", LOCKED, "bash", base / "file", cwd=base)
         server.requests.clear()
         stop, most = threading.Event(), [0, 0]
         watcher = threading.Thread(target=most_processes, args=(stop, most))
         watcher.start()
-        took, rungs = storm(server, base / "storm", JOBS)
+        took, rungs = storm(server, base / "storm", jobs)
         stop.set()
         watcher.join()
         asked = len(server.requests)
@@ -97,14 +102,12 @@ def main() -> None:
             "bash", "-c", AT_ONCE, "bash", str(SAMPLE), "curl", "-sSf", "-o", "file", url, cwd=base
         )  # last: its writing to disk goes on
     shutil.rmtree(base)
-    print(f"one curl {curl:.2f} s, its digest {digest:.2f} s; one worker, from its start to the image {one:.2f} s")
-    print(f"floor: {JOBS} processes that take a lock {lock:.2f} s; {SAMPLE} separate downloads {separate:.2f} s")
-    print(
-        f"{JOBS} workers at once: {took:.2f} s, {took / (curl + digest):.1f} times a download with its digest, {took / one:.1f} times one worker"
-    )
-    print(f"  {asked} GET, {rungs.count('http')} downloaded, {rungs.count('cache')} waited; whole: {whole}")
-    print(f"  at most {most[0]} processes ({most[0] / JOBS:.1f} a job) and {most[1]} MB")
-
-
-if __name__ == "__main__":
-    main()
+    what = f"{jobs} workers without an image at once"
+    yield Figure(what, took, "s", curl + digest, "a download with its digest", 3 * (curl + digest))
+    yield Figure(f"{what}, beside one worker", took, "s", one, "one worker")
+    yield Figure(f"{what}: a lock each", lock, "s")
+    yield Figure(f"{SAMPLE} separate downloads", separate, "s")
+    yield Figure(f"{what}: GETs of the image", asked, "", 1, "one", 1)
+    yield Figure(f"{what}: damaged images", float(not whole or rungs.count("http") != 1), "", limit=0)
+    yield Figure(f"{what}: processes at a time", most[0], "")
+    yield Figure(f"{what}: memory of all", most[1], "MB")

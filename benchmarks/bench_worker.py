@@ -1,7 +1,9 @@
 """What the worker adds to a job: a whole job beside a bare `apptainer exec` of the same image, turn by turn, in the pool.
 
-Also the processes that each of them starts. Targets: 100 ms and 60 processes added, with start and end
-messages too. On a machine that has other work, `chrt -r 5 python benchmarks/bench_worker.py` (as root) still tells the truth.
+    python -m benchmarks worker
+
+Also the processes that each of them starts. Limits: 100 ms and 60 processes added, with start and end messages too.
+On a machine that has other work, `chrt -r 5 python -m benchmarks worker` (as root) still tells the truth.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.figures import Figure
 from tests.pool.conftest import COMMAND, Pool, pool_folder, shared_pool
 from tests.worker.worker_job import Job
 
-TURNS = 25
+TURNS = {True: 25, False: 7}  # full, short
 FERMI = 20001
 MESSAGES = [("message.to", "a@example.org"), ("message.from", "b@example.org"), ("message.instance", "1"),
             ("message.via", "sendmail:/bin/true")]  # fmt: skip
@@ -51,10 +53,10 @@ def make_job(folder: Path, settings: list[tuple[str, str]], order: str) -> list[
     return command
 
 
-def measure(pool: Pool, folder: Path, image: str, command: list[str]) -> list[list[int]]:
-    """TURNS rows of four numbers (see MEASURE), without the first, which warms the caches."""
+def measure(pool: Pool, folder: Path, image: str, command: list[str], turns: int) -> list[list[int]]:
+    """`turns` rows of four numbers (see MEASURE), without the first, which warms the caches."""
     done = subprocess.run(
-        [str(COMMAND), "as", "fermi", "bash", "-c", MEASURE, "measure", image, str(TURNS + 1), *command],
+        [str(COMMAND), "as", "fermi", "bash", "-c", MEASURE, "measure", image, str(turns + 1), *command],
         cwd=folder,
         env=os.environ | {"POOL_DIR": str(pool.directory)},
         capture_output=True,
@@ -67,12 +69,16 @@ def measure(pool: Pool, folder: Path, image: str, command: list[str]) -> list[li
     return [[int(word) for word in line.split()] for line in done.stdout.splitlines()][1:]
 
 
-def show(what: str, rows: list[list[int]]) -> None:
+def added(what: str, rows: list[list[int]]) -> Iterator[Figure]:
+    """Medians of what the worker needs beyond the bare command."""
     bare, bare_forks, worker, forks = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"{what:34} {bare:8.0f} {worker:8.0f} {worker - bare:8.0f} ms {forks - bare_forks:8.0f}")
+    yield Figure(f"the worker adds ({what})", worker - bare, "ms", bare, "the bare command", 100)
+    yield Figure(f"the worker adds ({what}): processes", forks - bare_forks, "", bare_forks, "the bare command", 60)
 
 
-def main() -> None:
+def figures(full: bool) -> Iterator[Figure]:
+    """Each way to come to the image."""
+    turns = TURNS[full]
     with shared_pool(pool_folder()) as pool:
         image = pool.facts["images"]["light-1"]
         base = Path(tempfile.mkdtemp(prefix="bench-", dir=pool.work))
@@ -87,7 +93,6 @@ def main() -> None:
         ]
         (base / "cache").mkdir()
         (base / "cache").chmod(0o777)
-        print(f"{'median of ' + str(TURNS):34} {'bare':>8} {'worker':>8} {'added':>11} {'processes added':>16}")
         for number, (what, settings, order) in enumerate(
             [
                 ("image: folder on CVMFS", path, "wrapper-outside"),
@@ -101,11 +106,7 @@ def main() -> None:
             command = make_job(folder, settings, order)
             started = image["cvmfs"]
             if settings is cache:
-                measure(pool, folder, image["cvmfs"], command)
+                measure(pool, folder, image["cvmfs"], command, turns)
                 started = str(next((base / "cache").rglob("*.sif")))
-            show(what, measure(pool, folder, started, command))
+            yield from added(what, measure(pool, folder, started, command, turns))
         shutil.rmtree(base)
-
-
-if __name__ == "__main__":
-    main()

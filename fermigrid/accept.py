@@ -10,17 +10,18 @@ import shutil
 import stat
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
-from fermigrid.errors import FermigridError
+from fermigrid.errors import FermigridError, RunFolderError
 from fermigrid.given import take_away
-from fermigrid.ledger import Ledger, PackedLogs
+from fermigrid.ledger import Ledger
+from fermigrid.packed_logs import PackedLogs
 from fermigrid.plainfile import open_plain, read_plain, real_folder
-from fermigrid.planfolder import open_of_plan
+from fermigrid.planfolder import open_of_plan, read_manifest
 from fermigrid.quoting import decode_lines, decode_row
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.report import TAIL_BYTES, NoReport, Output, Report, outputs_of, parse_report, verdict
@@ -30,6 +31,7 @@ from fermigrid.submit import rendered
 from fermigrid.units import show_count
 
 CHUNK = 500  # jobs judged in one transaction
+KEPT_BYTES = 32 * 2**20  # of the names of jobs in batches, beside those of one batch
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,45 @@ class Declared:
     come_back: bool
 
 
-class Items:
-    """The jobs of batches by index: (name, shard), read from items.txt once; 9 MB for 100,000 jobs."""
+class _Plans:
+    """Files of the batches' plans as they were sent: no name is taken from one that was edited since."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
+        self._last: tuple[str, Mapping[str, str]] = "", {}
+
+    def read(self, batch: BatchRecord, name: str) -> bytes:
+        """Raises OSError, and RunFolderError for a file that is not as it was."""
+        plan = rendered(self._folder, batch).plan_dir
+        if self._last[0] != batch.id:
+            try:
+                manifest = read_manifest(plan)
+            except ValueError as error:
+                raise _changed(plan / "plan.json") from error
+            self._refuse(plan / "plan.json", manifest.text, batch.digest)
+            self._last = batch.id, manifest.files
+        with open_of_plan(plan, name) as file:
+            data = file.read()
+        self._refuse(plan / name, data, self._last[1].get(name, ""))
+        return data
+
+    def _refuse(self, file: Path, data: bytes, digest: str) -> None:
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise _changed(file)
+
+
+def _changed(file: Path) -> RunFolderError:
+    text = f"{file} was changed since its batch was sent: nothing is taken in"
+    return RunFolderError(text, "Put it back as it was, and watch again: nothing is lost.")
+
+
+class Items:
+    """The jobs of batches by index: (name, shard), read from items.txt, 8 MB for 100,000 jobs. Of those that are not
+    used any more some are forgotten, to be read again."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._plan = _Plans(folder)
         self._files: dict[str, tuple[bytes, array[int]]] = {}
         self._shard: tuple[tuple[str, str], list[str]] = ("", ""), []
         self._come_back: dict[str, bool] = {}
@@ -57,13 +93,11 @@ class Items:
     def declared(self, batch: BatchRecord, index: int) -> Declared:
         """The outputs that the plan gives to the job with this index."""
         _, shard, row = self._line(batch, index)
-        plan = rendered(self._folder, batch).plan_dir
         if self._shard[0] != (batch.id, shard):
-            with open_of_plan(plan, f"shards/{shard}") as file:
-                self._shard = (batch.id, shard), file.read().decode().split("\n")
+            self._shard = (batch.id, shard), self._plan.read(batch, f"shards/{shard}").decode().split("\n")
         if batch.id not in self._come_back:
-            with open_of_plan(plan, "job.env") as file:
-                self._come_back[batch.id] = ("output.kind", "transfer") in decode_lines(file.read().decode())
+            fields = decode_lines(self._plan.read(batch, "job.env").decode())
+            self._come_back[batch.id] = ("output.kind", "transfer") in fields
         fields = decode_row(self._shard[1][int(row) - 1])
         names = [value for key, value in fields if key == "out"]
         places = [value for key, value in fields if key == "out.to"]
@@ -94,8 +128,9 @@ class Items:
 
     def _read(self, batch: BatchRecord) -> tuple[bytes, array[int]]:
         if batch.id not in self._files:
-            with open_of_plan(rendered(self._folder, batch).plan_dir, "items.txt") as file:
-                data = file.read()
+            while sum(len(data) for data, _ in self._files.values()) > KEPT_BYTES:
+                del self._files[next(iter(self._files))]
+            data = self._plan.read(batch, "items.txt")
             starts = array("Q", [0])
             starts.extend(match.end() for match in re.finditer(b"\n", data))
             self._files[batch.id] = data, starts
@@ -128,6 +163,16 @@ def accept_ended(ledger: Ledger, folder: RunFolder, items: Items) -> tuple[int, 
         _pack(folder, good)
         total += len(judged)
     return total, problems
+
+
+def has_report(items: Items, batch: BatchRecord, index: int) -> bool:
+    """Did the job's log come back with its report? Then it has ended, whatever the batch system knows of it."""
+    name, _ = items.get(batch, index)
+    try:
+        parse_report(_tail(items.log(batch, index)), name, batch.id)
+    except (NoReport, OSError):
+        return False
+    return True
 
 
 def judge(job: JobRecord, log: Path, declared: Declared) -> tuple[JobRecord, Report | None]:

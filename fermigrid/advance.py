@@ -6,6 +6,7 @@ question. It is asked of runs, not of jobs: the runs of a block to which the sam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -16,11 +17,21 @@ from fermigrid.split import count_jobs
 
 
 @dataclass(frozen=True)
+class Care:
+    """What a step of a run needs because its jobs did not end well: `memory` in bytes, another `site` than its block's.
+    None: nothing else than the others."""
+
+    memory: int | None = None
+    site: str | None = None
+
+
+@dataclass(frozen=True)
 class Work:
     """A batch that is to be planned: these runs of a block, for one step, at one site.
 
     `pieces`: run -> the pieces that are to be done; a run that is not in it is done whole. `parameters`: what replaces
-    the campaign's parameters, and `version`, in this batch.
+    the campaign's parameters, and `version`, in this batch. `memory`: bytes, if more than the step asks for; `retries`:
+    how often a job of it may be begun again by the batch system, None: as often as the campaign says.
     """
 
     block: str
@@ -30,6 +41,8 @@ class Work:
     runs: tuple[Run, ...]
     pieces: Mapping[str, frozenset[str]] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+    memory: int | None = None
+    retries: int | None = None
 
 
 class RunState(Enum):
@@ -66,7 +79,9 @@ class Progress:
 
 Known = Mapping[tuple[str, str], Progress]  # by block and step; without an entry: nothing was made of it yet
 Overrides = Mapping[tuple[str, str], Mapping[str, str]]  # (step, run) -> what replaces the campaign's parameters
+Cares = Mapping[tuple[str, str], Care]  # (step, run) -> what it needs
 _NONE: Overrides = {}
+_USUAL: Cares = {}
 
 
 def block_name(index: int) -> str:
@@ -81,12 +96,13 @@ def work_needed(
     known: Known,
     first: int = 0,
     overrides: Overrides = _NONE,
+    cares: Cares = _USUAL,
 ) -> Iterator[Work]:
     """The batches to submit now, in order.
 
     `sites[i]` is the site of block *i*; `first`: so many runs are the first block (a trial). A step is done for the
     runs that need it, when none of them waits any more for a step before it: each has what it needs of that, or never
-    will have it and is left out. Runs with other parameters are another batch.
+    will have it and is left out. Runs with other parameters, or that need something else, are another batch.
     """
     for block, site in zip(_blocks(campaign, runs, first), sites, strict=True):
         groups = _groups(campaign, block, known)
@@ -95,33 +111,38 @@ def work_needed(
             if _Outlook.READY in outlooks and _Outlook.WAITING not in outlooks:
                 progress = known.get((block.name, name), Progress())
                 here = {run.name: group.outlook[name] for group in groups for run in group.runs}
-                yield from _works(Work(block.name, name, site, 0, block.runs), here, progress, overrides)
+                yield from _works(Work(block.name, name, site, 0, block.runs), here, progress, overrides, cares)
 
 
-def _works(whole: Work, outlooks: Mapping[str, _Outlook], progress: Progress, overrides: Overrides) -> Iterator[Work]:
-    """Of a step of a block, what is ready: a batch for each set of parameters that has jobs."""
-    by_parameters: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+def _works(
+    whole: Work, outlooks: Mapping[str, _Outlook], progress: Progress, overrides: Overrides, cares: Cares
+) -> Iterator[Work]:
+    """Of a step of a block, what is ready: a batch for each set of parameters and needs that has jobs."""
+    alike: dict[tuple[tuple[tuple[str, str], ...], Care], list[Run]] = {}
+    usual = Care()
     for run in whole.runs:
         if outlooks[run.name] in (_Outlook.READY, _Outlook.EMPTY):
             own = overrides.get((whole.step, run.name)) if overrides else None
-            by_parameters.setdefault(tuple(sorted(own.items())) if own else (), []).append(run)
+            care = cares.get((whole.step, run.name), usual) if cares else usual
+            alike.setdefault((tuple(sorted(own.items())) if own else (), care), []).append(run)
     generation = progress.generations
-    for parameters, part in by_parameters.items():
+    for (parameters, care), part in alike.items():
         if any(outlooks[run.name] is _Outlook.READY for run in part):
             pieces = {run.name: progress.pieces[run.name] for run in part if run.name in progress.pieces}
-            yield replace(whole, generation=generation, runs=tuple(part), pieces=pieces, parameters=dict(parameters))
+            work = replace(whole, generation=generation, runs=tuple(part), pieces=pieces, parameters=dict(parameters))
+            yield replace(work, site=care.site or whole.site, memory=care.memory)
             generation += 1
 
 
-def count_blocked(campaign: Campaign, runs: Sequence[Run], known: Known, first: int = 0) -> int:
-    """The jobs that are never sent, because their runs are not complete in what their step comes after."""
-    count = 0
+def count_blocked(campaign: Campaign, runs: Sequence[Run], known: Known, first: int = 0) -> Counter[str]:
+    """The jobs that are never sent, because their runs are not complete in what their step comes after; by step."""
+    count = Counter[str]()
     for block in _blocks(campaign, runs, first):
         for group in _groups(campaign, block, known):
             for name, outlook in group.outlook.items():
                 if outlook is _Outlook.BLOCKED:
                     pieces = known.get((block.name, name), Progress()).pieces
-                    count += count_jobs(campaign.steps[name], group.runs, pieces)
+                    count[name] += count_jobs(campaign.steps[name], group.runs, pieces)
     return count
 
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fermigrid.campaign import Alerts
-from fermigrid.records import Halt, Told, Watching
+from fermigrid.records import Halt, StuckJob, Told, Watching
 from fermigrid.units import show_count, show_seconds
 
 END = "end"
-KINDS = ("breaker", "space", "held", "stall", "silence", "doubt", "problem", END)
+KINDS = ("breaker", "space", "held", "stuck", "stall", "silence", "doubt", "problem", END)
 DOUBT_S = 600  # a batch may be in doubt for so long: the next look settles it as a rule
 TRY_AGAIN_S = 300  # after a route that did not take a message
 _HINTS = {
     "breaker": "fermigrid status {name} --failed; when it is mended: fermigrid resume {name} --reason '...'",
     "space": "make room, or give more: fermigrid resume {name} --quota SITE='20 TB'",
-    "held": "fermigrid status {name}; fermigrid why {name} JOB; then fermigrid release or remove",
+    "held": "fermigrid status {name}; fermigrid why {name} JOB; then fermigrid retry, release or remove",
+    "stuck": "fermigrid why {name} JOB; a rule `when: {{stuck: true}}` begins such jobs anew",
     "stall": "fermigrid why {name} JOB, for a job that waits or runs",
     "silence": "nothing is lost: fermigrid goes on when it answers again",
     "doubt": "fermigrid watch {name} --once says what is in the way",
@@ -54,6 +55,7 @@ class View:
     doubtful: Sequence[tuple[str, str]]
     problems: Sequence[str]
     walltime: int
+    stuck: Sequence[StuckJob] = ()
     finished: str = ""  # in words, when nothing is left to wait for
 
 
@@ -68,6 +70,9 @@ def find_concerns(view: View, alerts: Alerts) -> list[Concern]:
         reason = next(iter(view.held))
         others = f", and {show_count(len(view.held) - 1, 'other reason')}" if len(view.held) > 1 else ""
         found.append(Concern("held", "", f"{show_count(sum(view.held.values()), 'job')} held: {reason}{others}"))
+    if view.stuck:
+        what = f"{show_count(len(view.stuck), 'job')} stuck, such as {view.stuck[0].name}: {view.stuck[0].why}"
+        found.append(Concern("stuck", "", what))
     found += [*_stall(view, alerts), *_silence(view, alerts)]
     if not view.watching.silent:
         for name, since in view.doubtful:

@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from fermigrid.access import Trust, fault_of, team_of
 from fermigrid.errors import AccessRefused, FermigridError, RunFolderError
-from fermigrid.ledger import PackedLogs
+from fermigrid.packed_logs import PackedLogs
 from fermigrid.plainfile import open_plain, read_plain, real_folder
 from fermigrid.planfolder import names_in
 from fermigrid.records import BatchRecord

@@ -33,7 +33,8 @@ from fermigrid.audit_expected import Expectations
 from fermigrid.audit_files import Looker, Shelf, files_below, files_in
 from fermigrid.audit_names import Names
 from fermigrid.errors import NotFound
-from fermigrid.ledger import Ledger, NameBook
+from fermigrid.ledger import Ledger
+from fermigrid.name_book import NameBook
 from fermigrid.plan import Assembled
 from fermigrid.report import Output
 from fermigrid.retire import RETIRED

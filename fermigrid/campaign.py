@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fermigrid.config import Model
+from fermigrid.retry_rule import Ban, Rule, Stuck
 from fermigrid.units import parse_bytes, parse_seconds
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -207,15 +208,28 @@ class Step(Model):
 
 
 class Retries(Model):
-    """How often a job is started again, elsewhere, after a failure of the infrastructure (never of the payload)."""
+    """What is done with jobs that do not end well: begun again at most `max` times, over all generations. `rules`: the
+    first that fits, before those of the site and the built-in ones."""
 
     max: Annotated[int, Field(ge=0, le=20)] = 3
+    rules: tuple[Rule, ...] = ()
+    stuck: Stuck = Stuck()
+    ban: Ban = Ban()
 
 
-class Limits(Model):
-    """What a campaign may take. `running`: jobs of one batch in the queue at a time."""
+class Rate(Model):
+    """`running`: jobs in the queue at a time, so at most so many run. `starts`: jobs that begin in a minute, on
+    average."""
 
-    running: Annotated[int, Field(ge=1)] | None = None
+    running: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    starts: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+
+class Limits(Rate):
+    """What a campaign may take: in all, each step, and at each site."""
+
+    steps: dict[str, Rate] = {}
+    sites: dict[str, Rate] = {}
 
 
 class Accounting(Model):

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 from fermigrid.campaign import Split, Step
 from fermigrid.check_audit import find_audit_problems
 from fermigrid.check_fit import count_all_jobs, find_misfits
+from fermigrid.check_outputs import find_output_problems
 from fermigrid.check_site import find_site_problems
 from fermigrid.config import nearest
 from fermigrid.credential import find_credentials
 from fermigrid.errors import Problem
-from fermigrid.placeholder import compile_text, fields_of
-from fermigrid.plan import Assembled, constants_of, jobs_of, variables_of
-from fermigrid.runs import Run
-from fermigrid.site import Site
+from fermigrid.placeholder import compile_text
+from fermigrid.plan import Assembled, constants_of, variables_of
+from fermigrid.retry_rule import contradictions
 from fermigrid.split import CHUNKS, count_chunks, unrelated
 from fermigrid.units import show_bytes, show_count
-
-_OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\x00-\x1f\x7f]")
-_URL_NAME = re.compile(r"[A-Za-z0-9._+=@,:~/-]+")
 
 
 def find_problems(a: Assembled) -> tuple[Problem, ...]:
     """Everything wrong with the assembled campaign, in the order of its file."""
-    problems = [*_names(a), *_steps(a), *find_audit_problems(a), *find_credentials(a)]
+    problems = [*_names(a), *_steps(a), *_rules(a), *_limits(a), *find_audit_problems(a), *find_credentials(a)]
     if not problems:
-        problems += [*_outputs(a), *_messages(a)]
+        problems += [*find_output_problems(a), *_messages(a)]
         for site in a.sites.values():
             problems += find_site_problems(site, a.site_sources[site.site], a.catalogue)
             problems += find_misfits(a, site)
@@ -47,6 +43,28 @@ def _names(a: Assembled) -> Iterator[Problem]:
             known = sorted(a.catalogue.software)
             text = f"no software {name!r}{nearest(name, known)} There are: {', '.join(known) or 'none'}"
             yield a.source.problem(("software", index), text)
+
+
+def _rules(a: Assembled) -> Iterator[Problem]:
+    """Rules of retries that say two things of one end."""
+    for index, why in contradictions(a.campaign.retries.rules):
+        yield a.source.problem(("retries", "rules", index), why)
+    least = min(step.resources.memory for step in a.campaign.steps.values())
+    for index, rule in enumerate(a.campaign.retries.rules):
+        if rule.most is not None and rule.most <= least:
+            text = f"{show_bytes(rule.most)} is not more than what each step asks for: {show_bytes(least)} or more"
+            yield a.source.problem(("retries", "rules", index, "most"), text)
+
+
+def _limits(a: Assembled) -> Iterator[Problem]:
+    """Limits of steps and sites that are not the campaign's."""
+    c = a.campaign
+    sites = sorted({*c.sites, *a.sites})
+    for kind, written, known in (("steps", c.limits.steps, list(c.steps)), ("sites", c.limits.sites, sites)):
+        for name in written:
+            if name not in known:
+                text = f"no {kind[:-1]} {name!r}{nearest(name, known)} There are: {', '.join(known) or 'none'}"
+                yield a.source.problem(("limits", kind, name), text)
 
 
 def _steps(a: Assembled) -> Iterator[Problem]:
@@ -152,82 +170,6 @@ def _texts(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
     taken = a.bundle.names if a.bundle else frozenset[str]()
     for local in sorted(set(step.inputs) & taken):
         yield a.source.problem(("steps", name, "inputs", local), "has the same name as a file of the campaign's code")
-
-
-def _outputs(a: Assembled) -> Iterator[Problem]:
-    """Two jobs that would publish the same output. In memory are the outputs of one block, and a number for each of
-    those before it."""
-    steps = a.campaign.steps
-    compiled: dict[str, dict[str, str]] = {}
-    for name, step in steps.items():
-        constants, variables = constants_of(a.campaign, name, ""), variables_of(step, a.runs[0])
-        compiled[name] = {local: compile_text(to, constants, variables) for local, to in step.outputs.items()}
-        for local, form in compiled[name].items():
-            if len(a.runs) > 1 and not fields_of(form) & {"run", "job"}:
-                text = f"{step.outputs[local]!r} is the same for every run: put {{run}} or {{job}} into it"
-                yield a.source.problem(("steps", name, "outputs", local), text)
-                return
-    remote = next((site for site in a.sites.values() if site.output.is_remote), None)
-    before: set[int] = set()
-    for start in range(0, len(a.runs), a.campaign.block):
-        taken: dict[str, str] = {}
-        for output, job, name, local in _published(a, compiled, a.runs[start : start + a.campaign.block]):
-            why = _claim(output, job, taken) or (remote and _no_url(output, job, remote))
-            if why is None and hash(output) in before:
-                earlier = (other for same, other, *_ in _published(a, compiled, a.runs[:start]) if same == output)
-                why = next((_same(output, other, job) for other in earlier), None)
-            if why:
-                yield a.source.problem(("steps", name, "outputs", local), why)
-                return
-        before.update(map(hash, taken))
-
-
-def _published(
-    a: Assembled, compiled: Mapping[str, Mapping[str, str]], runs: Sequence[Run]
-) -> Iterator[tuple[str, str, str, str]]:
-    """(output, job, step, local name) of every output that these runs publish."""
-    for name, step in a.campaign.steps.items():
-        for values in jobs_of(name, step, runs) if step.outputs else ():
-            for local, form in compiled[name].items():
-                yield form.format_map(values), values["job"], name, local
-
-
-def _claim(output: str, job: str, taken: dict[str, str]) -> str | None:
-    if _OUTSIDE.search(output):
-        return f"{job} would write the output {output!r}: it must be a relative path without '..' or control characters"
-    if output.startswith("retired/"):
-        return f"{job} would write the output {output!r}: in retired/ lies what a rollback moved away"
-    if other := taken.get(output):
-        return _same(output, other, job)
-    if other == "":
-        return f"{job} would write the output {output!r}, which is a folder for other outputs"
-    taken[output] = job
-    for folder in _folders_above(output):
-        if folder in taken and not taken[folder]:
-            break  # known as a folder, and so are those above it
-        if other := taken.get(folder):
-            return f"{other} would write the output {folder!r}, which is a folder for {output!r} of {job}"
-        taken[folder] = ""
-    return None
-
-
-def _no_url(output: str, job: str, site: Site) -> str | None:
-    if _URL_NAME.fullmatch(output):
-        return None
-    where = f"site {site.site!r} ({site.output.kind})"
-    return f"{job} would write the output {output!r}; in a URL of {where} there may be letters, digits and ._+=@,:~-/"
-
-
-def _folders_above(output: str) -> Iterator[str]:
-    while "/" in output:
-        output = output.rpartition("/")[0]
-        yield output
-
-
-def _same(output: str, one: str, other: str) -> str:
-    if one == other:
-        return f"{one} would write the output {output!r} twice"
-    return f"two jobs would write the same output {output!r}: {one} and {other}"
 
 
 def _inside(path: str) -> bool:

@@ -10,6 +10,7 @@ from fermigrid.config import Key, Source, nearest
 from fermigrid.credential import site_credentials
 from fermigrid.errors import Problem
 from fermigrid.image import Catalogue
+from fermigrid.retry_rule import contradictions
 from fermigrid.sealed import file_names
 from fermigrid.secret import Secret
 from fermigrid.site import Site
@@ -39,6 +40,7 @@ def find_site_problems(site: Site, source: Source, catalogue: Catalogue) -> tupl
     problems += site_credentials(site, source)
     for name, secret in site.secrets.items():
         problems += _secret(source, name, secret)
+    problems += [source.problem(("retries", "rules", index), why) for index, why in contradictions(site.retries.rules)]
     return tuple(sorted(problems))
 
 

@@ -6,9 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import product
 
-from fermigrid import backends
+from fermigrid import backends, watch_job
 from fermigrid.errors import SubmissionRefused
 from fermigrid.find_job import find_job, jobs_of_places
+from fermigrid.records import Asked
+from fermigrid.redo import decide, plan_retry
+from fermigrid.retry_book import RetryBook
 from fermigrid.standing import standing_of
 from fermigrid.submit import certainly_not_sent, handle_of
 from fermigrid.units import show_count
@@ -53,7 +56,10 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
             if alive and (not steps or batch.step in steps):
                 wanted[batch.id] = None
                 total += alive
+    _decide_asked(f, action, wanted)
     for batch_id, indices in wanted.items():
+        if indices == []:
+            continue
         batch = batches[batch_id]
         backend = backends.load(batch.backend)
         act = {"remove": backend.remove, "hold": backend.hold, "release": backend.release}[action]
@@ -68,4 +74,25 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
         else:
             what = f"{action} {batch.name}" + (f": {show_count(len(indices), 'job')}" if indices else "")
             f.ledger.note(f.hand.now(), f.hand.who, what)
+    if whole:
+        watch_job.end(f)
     return total
+
+
+def _decide_asked(f: Following, action: str, wanted: dict[str, list[int] | None]) -> None:
+    """What a person wants of the jobs among these that left the queue and wait for one: removed, they are given up;
+    released, they are done again. In the queue there is nothing of them to act on."""
+    chosen = list[Asked]()
+    for asked in RetryBook(f.ledger).asked():
+        indices = wanted.get(asked.batch, [])
+        if indices is None or asked.index in indices:
+            chosen.append(asked)
+            if indices is not None:
+                indices.remove(asked.index)
+    if not chosen:
+        return
+    if action == "remove":
+        RetryBook(f.ledger).give_up(chosen, f.hand.now(), f.hand.who)
+    elif action == "release":
+        decide(f, plan_retry(f, (), (), [asked.name for asked in chosen]))
+        f.hand.tell(f"{show_count(len(chosen), 'job')} had left the queue: done again, fermigrid watch sends them")

@@ -13,6 +13,7 @@ from fermigrid.campaign import Bind, Campaign, Step
 from fermigrid.config import Key, Place, parse_yaml
 from fermigrid.placeholder import compile_text
 from fermigrid.plan import Assembled, constants_of, image_paths, plan_batch
+from fermigrid.rates import scopes_of
 from fermigrid.render import render_submit
 from fermigrid.site import Site
 from fermigrid.values import Layer, Origin, Value, show, values_of
@@ -50,6 +51,8 @@ def explain(a: Assembled, sites: Mapping[str, SiteText], said: CommandLine, temp
     """Every effective value of a campaign that was checked: for itself, each site, and each step at each site."""
     data, _ = parse_yaml(a.text, a.source.file)
     yield Section(f"campaign {a.campaign.campaign}", "", "", tuple(_campaign(a, data, said)))
+    if limits := tuple(_limits(a)):
+        yield Section("limits: the smaller of campaign and site", "", "", limits)
     for name, site in a.sites.items():
         yield Section(f"site {name}", name, "", tuple(_site(sites[name])))
         yield Section(f"image {a.campaign.image} at {name}", name, "", tuple(_image(a, site)))
@@ -76,6 +79,23 @@ def _campaign(a: Assembled, data: dict[str, Any], said: CommandLine) -> Iterator
             yield value
     if said.site:
         yield _commanded(("sites",), said.site, "--site")
+
+
+def _limits(a: Assembled) -> Iterator[Value]:
+    """The limits that hold. Of the campaign's for a site and the site's own the smaller."""
+    campaign = Origin(a.source, Layer.CAMPAIGN)
+    for scope in scopes_of(a.campaign.limits, a.sites):
+        _, *rest = scope.key.split(".", 2)
+        for name, value in (("running", scope.running), ("starts", scope.starts)):
+            if value is None:
+                continue
+            key: Key = ("limits", *rest, name)
+            own = getattr(a.sites[scope.site].limits, name) if scope.site else None
+            if scope.site and own == value:
+                layer, place = _origin(a, a.sites[scope.site]).of(("limits", name))
+            else:
+                layer, place = campaign.of(key)
+            yield Value(key[1:], value, str(value), layer, place)
 
 
 def _commanded(key: Key, text: str, option: str) -> Value:
@@ -171,9 +191,14 @@ def _request(a: Assembled, site: str, step: str, templates: Path) -> Iterator[Va
     if a.sites[site].backend == "local":
         return
     work = next(w for w in all_work(a.campaign, a.runs, [site] * blocks_of(a.campaign, a.runs)) if w.step == step)
-    for line in render_submit(plan_batch(a, work).header, templates).splitlines():
+    header = plan_batch(a, work).header
+    memory = -(-header.request.resources.memory // 2**20)
+    for line in render_submit(header, templates).splitlines():
         if (found := _LINE.match(line)) and _ASKS.fullmatch(found[1]):
-            yield Value((found[1],), found[2], found[2], Layer.RENDERED)
+            text = found[2].strip()
+            if "$(fg_memory)" in text:
+                text = f"{memory}M, and more after a hold for want of it"
+            yield Value((found[1],), text, text, Layer.RENDERED)
 
 
 def _origin(a: Assembled, site: Site) -> Origin:

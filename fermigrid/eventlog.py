@@ -13,7 +13,9 @@ reader judges no event.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -35,6 +37,7 @@ _HEADER = re.compile(
 _HEADER_MARK = b".000) "  # in every header; only where it comes again is a second header looked for
 _ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)  # where the time of an event does not matter
 
+_MEASURED = re.compile(r"\s*(Memory \(MB\)|Disk \(KB\))\s*:\s*(\d+)\s+\d+\s+\d+\s*\Z")  # with two numbers: not measured
 _TERMINATION = re.compile(r"\s*\(([01])\) (?:Normal|Abnormal) termination \((?:return value|signal) (-?[0-9]+)\)")
 _CODES = re.compile(r"\bCode (-?[0-9]+) Subcode (-?[0-9]+)\s*$")
 _NO_REASON = "Reason unspecified"
@@ -149,6 +152,12 @@ class LogEvent:
         first = next((line.strip() for line in self.lines if line.strip()), None)
         return None if first is None or first == _NO_REASON or _CODES.fullmatch(first) else first
 
+    @property
+    def measured(self) -> dict[str, int]:
+        """What the machine measured of a job that ended (005): `Memory (MB)`, `Disk (KB)`, in these units."""
+        found = (_MEASURED.match(line) for line in self.lines) if self.code == EventCode.TERMINATED else ()
+        return {match[1]: int(match[2]) for match in found if match}
+
     def _after(self, label: str) -> str | None:
         values = (line.strip().removeprefix(label).strip() for line in self.lines if line.strip().startswith(label))
         return next(values, None)
@@ -175,16 +184,18 @@ class LogProblem:
 
 
 def read_events(
-    path: Path, offset: int, now: datetime, limit: int | None = None
+    path: Path, offset: int, now: datetime, limit: int | None = None, codes: Iterable[int] | None = None
 ) -> tuple[list[LogEvent | LogProblem], int]:
     """Read the complete events from a byte offset on, and the offset from which to read next time.
 
     Events and problems come in the order of the file, at most `limit` of them: memory is bounded by `limit`, not by
     the file. A half-written event at the end waits for the next call. A file that does not exist has no events. A
     file shorter than `offset` was replaced: a problem says so, and reading begins at 0. `now` (with a zone) gives
-    stamps without a year theirs: the latest that is not after `now`, a day allowed for clocks that differ.
+    stamps without a year theirs: the latest that is not after `now`, a day allowed for clocks that differ. `codes`: of
+    other events only damage is told.
     """
     items: list[LogEvent | LogProblem] = []
+    wanted = None if codes is None else {b"%03d" % code for code in codes}
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -193,7 +204,7 @@ def read_events(
                 items.append(LogProblem(0, 0, what))
                 offset = 0
             for start, end, record in _records(file, offset):
-                _add(items, start, end, record, now)
+                _add(items, start, end, record, now, wanted)
                 offset = end
                 if limit is not None and len(items) >= limit:
                     break
@@ -202,6 +213,22 @@ def read_events(
     except OSError as error:
         raise RunFolderError(f"{path}: the event log cannot be read: {error.strerror}") from error
     return items, offset
+
+
+def mark_of(path: Path) -> int:
+    """What tells a log from another in its place: a checksum of its first line, which has its cluster and its time.
+
+    0: it has no whole line, or is not there. A log that was emptied, or was moved away, and has grown since, is as long
+    as it was, and only this is not as it was.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline(_CHUNK)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise RunFolderError(f"{path}: the event log cannot be read: {error.strerror}") from error
+    return zlib.crc32(line) or 1 if line.endswith(b"\n") else 0
 
 
 def find_clusters(path: Path, batch_id: str) -> Iterator[int]:
@@ -226,6 +253,24 @@ def find_clusters(path: Path, batch_id: str) -> Iterator[int]:
         return
     except OSError as error:
         raise RunFolderError(f"{path}: the event log cannot be read: {error.strerror}") from error
+
+
+def find_measured(path: Path, jobs: Container[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """The most memory, in bytes, that HTCondor measured of these jobs, (cluster, proc), that ended; others are left
+    out."""
+    found: dict[tuple[int, int], int] = {}
+    ended = b"%03d (" % EventCode.TERMINATED
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for start, end, record in _records(file, 0):
+            header = _HEADER.match(record) if record and record.startswith(ended) else None
+            if header is None or (int(header[2]), int(header[3])) not in jobs:
+                continue
+            items: list[LogEvent | LogProblem] = []
+            _add(items, start, end, record, _ANY_TIME)
+            for item in items:
+                if isinstance(item, LogEvent) and (memory := item.measured.get("Memory (MB)")) is not None:
+                    found[item.cluster, item.proc] = memory * 2**20
+    return found
 
 
 def _cluster_of(record: bytes) -> int | None:
@@ -255,7 +300,14 @@ def _records(file: BinaryIO, offset: int, unfinished: bool = False) -> Iterator[
         yield offset, offset + len(rest), rest
 
 
-def _add(items: list[LogEvent | LogProblem], start: int, end: int, record: bytes | None, now: datetime) -> None:
+def _add(
+    items: list[LogEvent | LogProblem],
+    start: int,
+    end: int,
+    record: bytes | None,
+    now: datetime,
+    wanted: Container[bytes] | None = None,
+) -> None:
     """Add the event of a record, or what is wrong with it, and before it what was torn there."""
     if record is None:
         _add_problem(items, start, end, "no event ends within 1 MiB")
@@ -267,6 +319,8 @@ def _add(items: list[LogEvent | LogProblem], start: int, end: int, record: bytes
     begin = start + header.start()
     if begin > start:
         _add_problem(items, start, begin, "an event without its end, or bytes that are no event")
+    if wanted is not None and header[1] not in wanted:
+        return
     event = _parse(header, now)
     if isinstance(event, LogEvent):
         items.append(event)

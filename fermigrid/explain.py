@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from fermigrid import backends
+from fermigrid.backends import PAUSED
 from fermigrid.config import Place
 from fermigrid.errors import BackendUnavailable
 from fermigrid.find_job import Found
+from fermigrid.plan import rules_of
 from fermigrid.records import BatchRecord, JobRecord
+from fermigrid.retry_book import RetryBook
+from fermigrid.retry_rule import fate_of_hold, read_hold
 from fermigrid.states import State
 from fermigrid.submit import handle_of
+from fermigrid.throttle import why_waits
 from fermigrid.watch import Following
 
+_TOLD_HELD = re.compile(rf"held\b|{PAUSED}")  # how a backend's sentence on a held job begins
 _KEY = re.compile(r"\(((?:htcondor|resources)(?:\.[a-z_]+)+)\)")  # as a backend's sentences name it
 
 
@@ -77,13 +83,31 @@ def _explain(f: Following, found: Found) -> Iterator[str]:
         yield record.reason
         if record.state is State.REMOVED:
             yield from backend.explain_removal(record.reason, record.code)
+    book = RetryBook(f.ledger)
+    if asked := next((one for one in book.asked() if (one.batch, one.index) == (batch.id, found.index)), None):
+        yield f"it left the queue, and waits for a person since {asked.since} ({asked.why}): {record.reason}"
+        yield from backend.explain_removal(record.reason, record.code)
+        yield "what to do: mend the cause, then fermigrid retry (or release); fermigrid remove gives it up"
+    if stuck := next((one for one in book.stuck() if (one.batch, one.index) == (batch.id, found.index)), None):
+        yield f"it is stuck: {stuck.why}"
     if record.state is State.UNKNOWN:
         yield f"the batch system does not know it any more: {record.reason or 'no reason given'}"
-    if f.folder.archive is None and (not record.state.final or (record.state is State.FAILED and not attempts)):
+    without_report = record.state is State.FAILED and not attempts
+    paused = record.state is State.HELD and record.reason.startswith(PAUSED)
+    if f.folder.archive is None and (record.state is State.WAITING or paused):
+        yield from why_waits(f, batch)
+    if f.folder.archive is None and not asked and (not record.state.final or without_report):
         try:
-            yield from backend.explain(handle_of(f.folder, batch), found.index)
+            told = backend.explain(handle_of(f.folder, batch), found.index)
+            if record.state is State.HELD and record.reason and not any(_TOLD_HELD.match(one) for one in told):
+                yield f"its event log says that it is held, the queue not yet: {record.reason}"
+            yield from told
         except BackendUnavailable as error:
             yield f"the batch system cannot be asked: {error}"
+        refused_there = record.code.startswith("0/")  # by a CE or a batch system: the backend has told what comes of it
+        if record.state is State.HELD and record.code and not refused_there:
+            end, a = read_hold(record.code), f.assembled
+            yield f"by itself: the job {fate_of_hold(end.value, end.sub, rules_of(a.campaign, a.sites[batch.site]))}"
     if record.starts > 1:
         yield f"it was started {record.starts} times, the last time on {record.host or 'an unknown host'}"
     for attempt in attempts:

@@ -10,7 +10,8 @@ from pathlib import Path
 from fermigrid.accept import Items
 from fermigrid.config import nearest
 from fermigrid.errors import NotFound
-from fermigrid.ledger import Ledger, PackedLogs
+from fermigrid.ledger import Ledger
+from fermigrid.packed_logs import PackedLogs
 from fermigrid.plainfile import read_plain
 from fermigrid.plan import Assembled
 from fermigrid.progress import names_of

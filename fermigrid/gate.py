@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fermigrid import backends
@@ -60,9 +60,10 @@ def keep_paused(ledger: Ledger, folder: RunFolder) -> None:
             backends.load(batch.backend).pause([handle_of(folder, batch)])
 
 
-def resume_paused(ledger: Ledger, folder: RunFolder) -> int:
-    """Let paused jobs start; returns the number of batches. Raises BackendUnavailable: the rest stays paused then."""
-    paused = ledger.paused()
+def resume_paused(ledger: Ledger, folder: RunFolder, drained: Container[str] = ()) -> int:
+    """Let paused jobs start, but for those at drained sites; returns the number of batches. Raises BackendUnavailable:
+    the rest stays paused then."""
+    paused = {batch.id for batch in ledger.batches() if batch.site not in drained} & ledger.paused()
     for batch in ledger.batches():
         if batch.id in paused:
             if batch.submitted and not batch.removed:

@@ -27,9 +27,11 @@ _NO_LINK = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP})
 
 def given_by(ledger: Ledger) -> Given:
     """The accepted outputs that the ledger knows."""
-    sites = {batch.id: batch.site for batch in ledger.batches()}
+    sites: dict[str, str] = {}
 
     def given(step: str, output: str, run: Run) -> dict[str, Good]:
+        if not sites:
+            sites.update((batch.id, batch.site) for batch in ledger.batches())
         found = {}
         for attempt in ledger.accepted_of(step, run.name):
             piece = attempt.job.removeprefix(f"{step}.{run.name}").lstrip(".")

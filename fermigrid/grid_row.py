@@ -59,7 +59,7 @@ def _extra(grid: Grid, cpus: int) -> str | None:
     if grid.kind == "slurm":
         options += [f"--cpus-per-task={cpus}"] if cpus > 1 else []
         # A gridmanager that dies before it writes down what it sent sends it again: that waits for the end of the first
-        options += ["--job-name=$(fg_job).$(fg_batch)", "--dependency=singleton"]
+        options += ["--job-name=$(fg_job).$(fg_batch)", "--dependency=singleton", "$(fg_exclude)"]  # and banned nodes
     if not options:
         return None
     # blahp writes them into the job's script, after `#SBATCH`, `#BSUB` or `#PBS`; for SGE it leaves the mark out

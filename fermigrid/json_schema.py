@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from fermigrid.campaign import After, BindPath, Campaign, Inputs, Variable, Word
 from fermigrid.config import kinds_of, marks_of
 from fermigrid.image import Catalogue
+from fermigrid.retry_rule import list_of
 from fermigrid.site import Site
 from fermigrid.units import BYTES, SECONDS, parse_bytes, parse_seconds
 
@@ -43,6 +45,7 @@ _PLACES: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems"
 _KNOWN: Mapping[Any, Schema] = {  # function that checks a type -> the schema of that type
     parse_bytes: _quantity(BYTES, "2 GiB"),
     parse_seconds: _quantity(SECONDS, "4 h"),
+    list_of: _PLACES,
     _validator(Word): {**_TEXT, "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"},
     _validator(Variable): {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
     _validator(BindPath): {"type": "string", "pattern": "^/[^:,]*$"},
@@ -108,6 +111,8 @@ def _plain(kind: Any, path: str, descriptions: Descriptions) -> Schema:
         return {"type": "array", "items": _of(arguments[0], (), f"{path}[]", descriptions)}
     if origin is Literal:
         return {"enum": list(arguments)}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return {"enum": [each.value for each in kind]}
     if kind is bool:
         return {"type": ["boolean", "string"], "pattern": _BOOLEAN}
     if kind is int:

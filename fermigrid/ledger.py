@@ -1,4 +1,4 @@
-"""The ledger: what was intended, submitted and seen of one campaign. The only importer of sqlite3.
+"""The ledger: what was intended, submitted and seen of one campaign.
 
 Every public method is one transaction: after a crash it happened or it did not. One writer at a time holds the lock
 beside the file (`writing`); readers need none. Intents are on disk before they are acted upon (`synchronous = FULL`).
@@ -6,26 +6,23 @@ beside the file (`writing`); readers need none. Intents are on disk before they 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import sqlite3
-import stat
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from fermigrid.advance import Care
 from fermigrid.backends import Cursor
 from fermigrid.breaker import Result
 from fermigrid.campaign import WINDOW_MOST
-from fermigrid.errors import LedgerBusy, LedgerError
-from fermigrid.old_ledger import runs_in_plan
-from fermigrid.plainfile import kind_of, write_new
+from fermigrid.errors import LedgerError
+from fermigrid.ledger_file import connect, fault, migrate, settle, transaction
+from fermigrid.pace import Ended
 from fermigrid.records import (
     AttemptRecord,
     BatchRecord,
@@ -34,16 +31,23 @@ from fermigrid.records import (
     Halt,
     JobRecord,
     MessageRecord,
+    NodeEnds,
     NodeFailures,
     Told,
     Watching,
+    WatchJob,
 )
 from fermigrid.report import Report
-from fermigrid.schema import GENERATIONS, MIGRATIONS
+from fermigrid.retry_book import count_nodes, count_tries, settle_retired
 from fermigrid.states import State
 from fermigrid.units import show_count
 
 _ACCEPTED = "accepted = 1 AND retired IS NULL"
+_NO_ENDS = NodeEnds()
+_NONE_BEGUN: Mapping[tuple[str, int], int] = {}
+PACE_KEPT = timedelta(days=2)
+STARTS_KEPT_S = 600
+_PAGE = 2000  # rows that are read at once of what may be millions
 
 
 class Ledger:
@@ -59,16 +63,28 @@ class Ledger:
 
     def settle_file(self) -> None:
         """Bring all that was written into the one file. Raises LedgerError when it is damaged, or being read."""
-        _settle(self._db, self.path)
+        settle(self._db, self.path)
 
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        return _transaction(self._db, self.path)
+        return transaction(self._db, self.path)
+
+    def changing(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A transaction, for the modules that keep tables of their own in this file."""
+        return self._transaction()
+
+    def select(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Rows of such a table."""
+        return self._rows(query, values)
+
+    def select_jobs(self, where: str, values: Sequence[object] = ()) -> list[JobRecord]:
+        """Jobs by a condition on such tables."""
+        return self._jobs(where, values)
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise _fault(self.path, "read", error) from error
+            raise fault(self.path, "read", error) from error
 
     # --- campaign and journal
 
@@ -176,6 +192,11 @@ class Ledger:
         rows = self._rows(f"SELECT {', '.join(names)} FROM batch ORDER BY rowid")
         return [_batch(dict(zip(names, row, strict=True)), retired.get(row[0], 0)) for row in rows]
 
+    def first_options(self, block: str) -> dict[str, Any]:
+        """The backend's settings of the first batch of a block; none before there is one."""
+        rows = self._rows("SELECT options FROM batch WHERE block = ? ORDER BY rowid LIMIT 1", (block,))
+        return dict(json.loads(rows[0][0])) if rows else {}
+
     # --- jobs
 
     def apply(
@@ -184,11 +205,18 @@ class Ledger:
         cursor: Cursor,
         failures: Iterable[tuple[str, int]] = (),
         results: Sequence[Result] = (),
+        again: Iterable[str] = (),
+        nodes: NodeEnds = _NO_ENDS,
+        begun: Mapping[tuple[str, int], int] = _NONE_BEGUN,
     ) -> None:
         """Take in what was seen, and how far it was read: all or nothing. `failures`: (host, exit code) of nodes that
-        failed; `results`: jobs that the batch system gave up."""
+        failed; `results`: jobs that the batch system gave up; `again`: jobs that it began again; `nodes`: how jobs
+        ended on nodes."""
         with self._transaction() as db:
             _upsert(db, jobs)
+            count_tries(db, again)
+            count_nodes(db, nodes)
+            _add_starts(db, begun)
             _add_results(db, results)
             once_more = "INSERT INTO node_failure VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1"
             db.executemany(once_more, failures)
@@ -205,10 +233,37 @@ class Ledger:
         """The machines on which starts failed for a reason of theirs, the worst first."""
         return [NodeFailures(*row) for row in self._rows("SELECT * FROM node_failure ORDER BY times DESC, host, code")]
 
+    def ban(self, site: str, node: str, why: str, time: datetime, who: str) -> None:
+        """Send no more jobs to a node."""
+        with self._transaction() as db:
+            row = (site, node, why, _text(time), who)
+            if db.execute("INSERT OR IGNORE INTO banned VALUES (?, ?, ?, ?, ?)", row).rowcount:
+                what = f"banned {node} of {site}: {why}"
+                db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, what))
+
+    def allow(self, site: str, node: str, time: datetime, who: str) -> None:
+        """A banned node gets jobs again."""
+        with self._transaction() as db:
+            if db.execute("DELETE FROM banned WHERE site = ? AND node = ?", (site, node)).rowcount:
+                db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, f"allowed {node} of {site}"))
+
+    def banned(self, site: str) -> tuple[str, ...]:
+        """The nodes of a site that get no more jobs."""
+        return tuple(row[0] for row in self._rows("SELECT node FROM banned WHERE site = ? ORDER BY node", (site,)))
+
+    def bans(self) -> list[tuple[str, str, str, str]]:
+        """All of them: (site, node, why, since)."""
+        return [(row[0], row[1], row[2], row[3]) for row in self._rows("SELECT * FROM banned ORDER BY site, node")]
+
     def job(self, batch: str, index: int) -> JobRecord | None:
         """One job, or None when nothing happened to it yet."""
         rows = self._jobs("WHERE batch = ? AND idx = ?", (batch, index))
         return rows[0] if rows else None
+
+    def jobs_at(self, batch: str, indices: Iterable[int]) -> list[JobRecord]:
+        """Those of these jobs of a batch to which something happened."""
+        where = "WHERE batch = ? AND idx IN (SELECT value FROM json_each(?))"
+        return self._jobs(where, (batch, json.dumps(list(indices))))
 
     def jobs_in(self, state: State) -> list[JobRecord]:
         """The jobs in one state that count, by batch and index."""
@@ -234,6 +289,12 @@ class Ledger:
         others = ", ".join(f"'{state}'" for state in State if state is not State.DONE)
         where = f"WHERE batch = ? AND state IN ({others}) AND retired IS NULL ORDER BY idx"
         return self._jobs(f"INDEXED BY job_state {where}", (batch,))
+
+    def names_not_done(self, batch: str) -> list[str]:
+        """The names of the same jobs."""
+        others = ", ".join(f"'{state}'" for state in State if state is not State.DONE)
+        where = f"INDEXED BY job_state WHERE batch = ? AND state IN ({others}) AND retired IS NULL"
+        return [name for (name,) in self._rows(f"SELECT name FROM job {where}", (batch,))]
 
     def jobs_of(self, batch: str) -> list[JobRecord]:
         """The jobs of a batch that have a row, retired ones too."""
@@ -275,11 +336,14 @@ class Ledger:
         overrides: Mapping[tuple[str, str], Mapping[str, str]],
         time: datetime,
         who: str,
+        care: Mapping[tuple[str, str], Care] | None = None,
     ) -> int:
         """Record that these jobs do not count any more and are done again; returns the decision's number.
 
-        `overrides`: (step, run) -> what replaces the campaign's parameters from now on. The decision is to be finished.
+        `overrides`: (step, run) -> what replaces the campaign's parameters from now on; `care`: by a rule, with what
+        those of which it says more need now. The decision is to be finished.
         """
+        jobs = list(jobs)
         with self._transaction() as db:
             insert = "INSERT INTO decision (time, who, kind, why) VALUES (?, ?, ?, ?)"
             number = int(db.execute(insert, (_text(time), who, kind, why)).lastrowid or 0)
@@ -289,6 +353,7 @@ class Ledger:
                 db.execute("UPDATE job SET retired = ?, successor = NULL WHERE batch = ? AND idx = ?", key)
                 change = "UPDATE attempt SET retired = ? WHERE batch = ? AND job = ? AND retired IS NULL"
                 db.execute(change, (number, job.batch, job.name))
+            settle_retired(db, jobs, care)
             db.executemany(
                 "INSERT OR REPLACE INTO override VALUES (?, ?, ?, ?)",
                 [(step, run, json.dumps(dict(values)), number) for (step, run), values in overrides.items()],
@@ -368,6 +433,7 @@ class Ledger:
             counted = [(job.state is State.DONE, report) for job, report in judged if job.retired is None]
             _add_results(db, [Result(not good, report.rung if report else "") for good, report in counted])
             _add_produced(db, [report for good, report in counted if report and good])
+            _add_pace(db, [job for job, _ in judged])
 
     def attempts(self, job: str) -> list[AttemptRecord]:
         """The reports of a job, in the order of its attempts."""
@@ -400,7 +466,45 @@ class Ledger:
         try:
             yield from (job for (job,) in self._db.execute(f"SELECT job FROM attempt WHERE {_ACCEPTED} ORDER BY job"))
         except sqlite3.Error as error:
-            raise _fault(self.path, "read", error) from error
+            raise fault(self.path, "read", error) from error
+
+    def reports(self) -> Iterator[tuple[str, str, bool, str]]:
+        """Every report that came back, by job, one by one: (job, batch, is it the job's result?, JSON)."""
+        query = f"""SELECT job, attempt, batch, {_ACCEPTED}, report FROM attempt
+                    WHERE (job, attempt) > (?, ?) ORDER BY job, attempt LIMIT {_PAGE}"""
+        return ((job, batch, bool(ok), report) for job, _, batch, ok, report in self._paged(query, ("", "")))
+
+    def jobs_with_reports(self) -> Iterator[tuple[JobRecord, bool, str | None]]:
+        """Each job that has a row and counts, by name, once for each of its reports: (job, is it the job's result?,
+        JSON); of a job without a report None."""
+        query = f"""SELECT name, j.batch, idx, state, since, starts, host, reason, code, a.accepted, a.report FROM
+                    (SELECT * FROM job INDEXED BY job_name WHERE retired IS NULL AND name > ?
+                     ORDER BY name LIMIT {_PAGE}) j
+                    LEFT JOIN (SELECT job, batch, {_ACCEPTED} AS accepted, report FROM attempt) a
+                    ON a.job = j.name AND a.batch = j.batch ORDER BY name"""
+        for name, batch, index, state, *rest, accepted, report in self._paged(query, ("",)):
+            yield JobRecord(batch, index, name, State(state), *rest), bool(accepted), report
+
+    def failure_reasons(self) -> Iterator[tuple[str, int, str]]:
+        """Why jobs failed: (reason, number of jobs, the first of them), each reason once."""
+        where = "state = 'failed' AND retired IS NULL"
+        yield from self._rows(f"SELECT reason, count(*), min(name) FROM job WHERE {where} GROUP BY reason")
+
+    def troubles(self) -> Iterator[tuple[State, str, str, int, str]]:
+        """(state, batch, reason, number of jobs, one of them) of jobs that are held, removed, or failed without a
+        report that says why."""
+        query = """SELECT state, batch, reason, count(*), min(name) FROM job INDEXED BY job_state
+                   WHERE state IN ('failed', 'removed', 'held') AND retired IS NULL AND (state <> 'failed' OR NOT EXISTS
+                   (SELECT 1 FROM attempt a WHERE a.job = job.name AND a.batch = job.batch AND a.exit <> 0))
+                   GROUP BY state, batch, reason"""
+        return ((State(row[0]), *row[1:]) for row in self._rows(query))
+
+    def _paged(self, query: str, key: tuple[object, ...]) -> Iterator[tuple[Any, ...]]:
+        """Rows that come in the order of their first columns, from `key` on, page by page: where SQLite has no WAL, who
+        reads one long answer keeps all others from writing."""
+        while rows := self._rows(query, key):
+            yield from rows
+            key = rows[-1][: len(key)]
 
     def _attempts(self, where: str, values: Sequence[object]) -> list[AttemptRecord]:
         columns = "job, attempt, batch, idx, exit, accepted, published, report, retired"
@@ -452,6 +556,28 @@ class Ledger:
             values = (now.looked, now.changed, now.asked, now.silent, now.why)
             db.execute("INSERT OR REPLACE INTO watching VALUES (1, ?, ?, ?, ?, ?)", values)
 
+    def watch_job(self) -> WatchJob | None:
+        """The schedd's job that watches, or watched last; None where there never was one."""
+        rows = self._rows("SELECT place, cluster, since, ended FROM watch_job")
+        return WatchJob(*rows[0]) if rows else None
+
+    def watch_begins(self, job: WatchJob, who: str) -> None:
+        """This job watches from now on."""
+        known = self.watch_job()
+        if known and (known.place, known.cluster, known.ended) == (job.place, job.cluster, None):
+            return
+        with self._transaction() as db:
+            values = (job.place, job.cluster, job.since)
+            db.execute("INSERT OR REPLACE INTO watch_job VALUES (1, ?, ?, ?, NULL)", values)
+            what = f"watched by job {job.cluster} of {job.place}"
+            db.execute("INSERT INTO journal VALUES (?, ?, ?)", (job.since, who, what))
+
+    def watch_ends(self, time: datetime, who: str) -> None:
+        """The job that watched does so no more."""
+        with self._transaction() as db:
+            if db.execute("UPDATE watch_job SET ended = ? WHERE ended IS NULL", (_text(time),)).rowcount:
+                db.execute("INSERT INTO journal VALUES (?, ?, ?)", (_text(time), who, "the job that watched has ended"))
+
     def halts(self) -> list[Halt]:
         """Why nothing more is sent, the oldest reason first."""
         return [Halt(*row) for row in self._rows("SELECT kind, since, why FROM halt ORDER BY since, kind")]
@@ -498,6 +624,11 @@ class Ledger:
         """The last jobs that ended, the newest first."""
         rows = self._rows("SELECT failed, rung FROM result ORDER BY id DESC LIMIT ?", (most,))
         return [Result(bool(failed), rung) for failed, rung in rows]
+
+    def pace(self, since: datetime) -> list[Ended]:
+        """How many jobs came to their end since then, minute by minute; nothing is known of more than two days ago."""
+        rows = self._rows("SELECT minute, step, site, good, failed FROM pace WHERE minute >= ?", (_text(since)[:16],))
+        return [Ended(*row) for row in rows]
 
     def produced(self) -> dict[str, tuple[int, int]]:
         """Batch -> (good jobs, bytes that they published)."""
@@ -546,44 +677,6 @@ class Ledger:
         return int(self._rows(query)[0][0])
 
 
-_HINTS = {
-    "database or disk is full": "Make room, then run the same command again: nothing is lost.",
-    "disk I/O error": "Is its disk full? Make room, then run the same command again: nothing is lost.",
-}
-
-
-def _fault(path: Path, what: str, error: sqlite3.Error) -> LedgerError:
-    return LedgerError(f"{path} cannot be {what}: {error}", _HINTS.get(str(error), ""))
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
-    """All or nothing. Raises LedgerError (disk full, locked, damaged)."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-            db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):  # SQLite may have rolled back already (disk full)
-                db.execute("ROLLBACK")
-            raise
-    except sqlite3.Error as error:
-        raise _fault(path, "written", error) from error
-
-
-def _settle(db: sqlite3.Connection, path: Path) -> None:
-    try:
-        busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        fault = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    except sqlite3.Error as error:
-        raise _fault(path, "read", error) from error
-    if busy:
-        raise LedgerError(f"{path} is being read by another program", "Try again when it has ended.")
-    if fault != "ok":
-        raise LedgerError(f"{path} is damaged: {fault}")
-
-
 def _text(time: datetime) -> str:
     return time.isoformat(timespec="seconds")
 
@@ -601,7 +694,7 @@ def _upsert(db: sqlite3.Connection, jobs: Iterable[JobRecord]) -> None:
         """INSERT INTO job (batch, idx, name, state, since, starts, host, reason, code)
            VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (batch, idx) DO UPDATE SET state = excluded.state,
            since = excluded.since, starts = excluded.starts, host = excluded.host, reason = excluded.reason,
-           code = excluded.code""",
+           code = excluded.code, ruled = ruled AND excluded.state <> 'held'""",
         ((j.batch, j.index, j.name, j.state, j.since, j.starts, j.host, j.reason, j.code) for j in jobs),
     )
 
@@ -626,88 +719,28 @@ def _add_produced(db: sqlite3.Connection, reports: Iterable[Report]) -> None:
     )
 
 
-def _make(path: Path) -> None:
-    """An empty file, unless there is one: SQLite makes one that no group can write, and its other files like it.
+def _add_starts(db: sqlite3.Connection, begun: Mapping[tuple[str, int], int]) -> None:
+    """Jobs began: (batch, s since 1970) -> how many. What is older than some minutes is forgotten."""
+    last = max((time for _, time in begun), default=0)
+    rows = [(batch, time, times) for (batch, time), times in begun.items() if time > last - STARTS_KEPT_S]
+    more = "INSERT INTO begun VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET times = times + excluded.times"
+    db.executemany(more, rows)
+    if rows:
+        db.execute("DELETE FROM begun WHERE time <= ?", (last - STARTS_KEPT_S,))
 
-    One that is there is not opened: to close it would free the locks of other connections of this process.
-    """
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        write_new(path, b"")
+
+def _add_pace(db: sqlite3.Connection, jobs: Sequence[JobRecord]) -> None:
+    stamped = [job for job in jobs if job.since]
+    if not stamped:
         return
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, f"it is {kind_of(found)}")
-
-
-def _connect(path: Path, wal: bool = True) -> sqlite3.Connection:
-    try:
-        _make(path)
-    except OSError as error:
-        raise LedgerError(f"{path} cannot be opened: {error.strerror}", "Is the campaign another user's?") from error
-    try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=30)
-        # WAL needs memory shared between processes of one machine, and a second file.
-        mode = "WAL" if wal and not on_network(path) else "DELETE"
-        db.execute(f"PRAGMA journal_mode = {mode}")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-    except sqlite3.Error as error:
-        raise _fault(path, "opened", error) from error
-    return db
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    try:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            text = (
-                f"{path} was written by a newer fermigrid (ledger version {version}, this one knows {len(MIGRATIONS)})"
-            )
-            raise LedgerError(text, "Use the fermigrid that wrote it.")
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number};")
-            if number == GENERATIONS:
-                _add_runs(db, path.parent)
-            db.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise _fault(path, "opened as a ledger", error) from error
-
-
-def _add_runs(db: sqlite3.Connection, folder: Path) -> None:
-    """Which runs the batches of an older ledger do; of one without a plan: all of its block."""
-    for batch, block, step, generation in db.execute("SELECT id, block, step, generation FROM batch").fetchall():
-        with suppress(OSError):
-            runs = runs_in_plan(folder / "blocks" / block / f"{step}.g{generation}" / "plan")
-            db.execute("UPDATE batch SET runs = ? WHERE id = ?", (json.dumps(runs), batch))
-
-
-_NETWORK = {
-    "nfs",
-    "nfs4",
-    "afs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "cifs",
-    "smb3",
-    "ceph",
-    "9p",
-    "fuse.sshfs",
-    "panfs",
-}
-
-
-def on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
-    """Is the file on a network file system, where SQLite's locks and WAL cannot be trusted?"""
-    best, kind = "", ""
-    target = str(path.resolve())
-    for line in mounts.read_text().splitlines():
-        point, type_ = line.split()[1:3]
-        point = point.replace("\\040", " ")
-        if (target == point or target.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, type_
-    return kind in _NETWORK
+    counted = Counter((job.since[:16], job.batch, job.state is State.DONE) for job in stamped)
+    db.executemany(
+        """INSERT INTO pace SELECT ?, step, site, ?, ? FROM batch WHERE id = ? ON CONFLICT (minute, step, site)
+           DO UPDATE SET good = good + excluded.good, failed = failed + excluded.failed""",
+        [(at, times * good, times * (not good), batch) for (at, batch, good), times in counted.items()],
+    )
+    before = datetime.fromisoformat(max(job.since for job in stamped)) - PACE_KEPT
+    db.execute("DELETE FROM pace WHERE minute < ?", (_text(before)[:16],))
 
 
 def create_ledger(path: Path, campaign: CampaignRecord, time: datetime, who: str) -> Ledger:
@@ -746,95 +779,10 @@ def open_ledger(path: Path) -> Ledger:
 
 def _open(path: Path, wal: bool = True) -> Ledger:
     """The ledger in this file, made if there is none, its tables brought up to date."""
-    db = _connect(path, wal)
+    db = connect(path, wal)
     try:
-        _migrate(db, path)
+        migrate(db, path)
     except LedgerError:
         db.close()
         raise
     return Ledger(db, path)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Be the one writer of the ledger at `path`. Raises LedgerBusy, naming the other's pid, when there is one."""
-    lock = path.with_suffix(".lock")
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        opened = os.fdopen(handle, "a+")
-    except OSError as error:
-        raise LedgerError(f"{lock} cannot be written: {error.strerror}", "Is the campaign another user's?") from error
-    with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            other = file.read().strip() or "?"
-            text = f"another fermigrid (process {other}) is at work on {path.parent}"
-            raise LedgerBusy(text, "Wait for it, or end it: nothing is lost if you do.") from error
-        except OSError as error:
-            raise LedgerError(f"{lock} cannot be locked: {error.strerror}") from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-
-
-class PackedLogs:
-    """The logs of good jobs, compressed, in a file of their own: millions of small files would tire any file system."""
-
-    def __init__(self, path: Path) -> None:
-        self._db, self._path = _connect(path), path
-        with _transaction(self._db, path) as db:
-            columns = "job TEXT, batch TEXT, text BLOB, PRIMARY KEY (job, batch)"
-            db.execute(f"CREATE TABLE IF NOT EXISTS log ({columns}) WITHOUT ROWID")
-
-    def pack(self, logs: Iterable[tuple[str, str, bytes]]) -> None:
-        """Keep (job, batch, log); doing it again is harmless."""
-        with _transaction(self._db, self._path) as db:
-            rows = ((job, batch, zlib.compress(text)) for job, batch, text in logs)
-            db.executemany("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", rows)
-
-    def read(self, job: str, batch: str) -> bytes | None:
-        """A job's log, or None."""
-        row = self._db.execute("SELECT text FROM log WHERE job = ? AND batch = ?", (job, batch)).fetchone()
-        return zlib.decompress(row[0]) if row else None
-
-    def settle_file(self) -> None:
-        """Bring all that was written into the one file. Raises LedgerError when it is damaged, or being read."""
-        _settle(self._db, self._path)
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._db.close()
-
-
-class NameBook:
-    """Whose a name is, for more names than memory has room for: a temporary file, gone when it is closed."""
-
-    def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None)
-        self._db.execute("CREATE TABLE name (name TEXT PRIMARY KEY, owner TEXT) WITHOUT ROWID")
-
-    def claim(self, names: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
-        """Note (name, owner); returns (name, first owner, owner) for those that had another owner already."""
-        taken = []
-        self._db.execute("BEGIN")
-        for name, owner in names:
-            if self._db.execute("INSERT OR IGNORE INTO name VALUES (?, ?)", (name, owner)).rowcount == 0:
-                first = self.owner(name)
-                taken += [(name, first, owner)] if first != owner else []
-        self._db.execute("COMMIT")
-        return taken
-
-    def owner(self, name: str) -> str:
-        """Whose the name is; "" nobody's."""
-        try:
-            row = self._db.execute("SELECT owner FROM name WHERE name = ?", (name,)).fetchone()
-        except UnicodeEncodeError:  # a file's name that is no text
-            return ""
-        return str(row[0]) if row else ""
-
-    def close(self) -> None:
-        """Forget them all."""
-        self._db.close()

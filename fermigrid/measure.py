@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from fermigrid.advance import block_name, parts_of
 from fermigrid.eventlog import EventCode, LogEvent, read_events
@@ -14,11 +14,9 @@ from fermigrid.plan import Assembled
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.split import count_jobs, run_of
 from fermigrid.states import State
-from fermigrid.submit import sites_of_blocks
+from fermigrid.submit import begun_blocks, rendered, sites_of_blocks
 from fermigrid.trial import Measured, Usage, measure
 from fermigrid.watch import Following, is_finished
-
-_MEASURED = re.compile(r"\s*(Memory \(MB\)|Disk \(KB\))\s*:\s*(\d+)\s")
 
 
 def measure_trial(f: Following) -> list[Measured]:
@@ -48,7 +46,7 @@ def output_by_site(f: Following, measured: list[Measured]) -> dict[str, float]:
     total = sum(one.rest_output for one in measured)
     parts = list(parts_of(a.campaign, a.runs, a.trial))[1:]
     weights = [sum(run.events if run.events is not None else 1 for run in part) for part in parts]
-    for site, weight in zip(sites_of_blocks(a, f.site)[1:], weights, strict=True):
+    for site, weight in zip(sites_of_blocks(a, f.site, begun_blocks(f.ledger))[1:], weights, strict=True):
         found[site] = found.get(site, 0.0) + total * weight / (sum(weights) or 1)
     return found
 
@@ -94,13 +92,14 @@ def _times(value: int | None, unit: int) -> int | None:
 
 def _machine(f: Following, batches: list[BatchRecord]) -> dict[tuple[str, int], dict[str, int]]:
     """(batch, index) -> what HTCondor measured of the job, in its own units."""
-    clusters = {batch.cluster: batch.id for batch in batches if batch.backend == "htcondor"}
     found: dict[tuple[str, int], dict[str, int]] = {}
-    if not clusters:
-        return found
-    items, _ = read_events(f.folder.event_log(block_name(0)), 0, f.hand.now())
-    for event in items:
-        if isinstance(event, LogEvent) and event.code == EventCode.TERMINATED and event.cluster in clusters:
-            measured = (match for line in event.lines if (match := _MEASURED.match(line)))
-            found[clusters[event.cluster], event.proc] = {match[1]: int(match[2]) for match in measured}
+    logs: dict[Path, dict[int | None, str]] = {}
+    for batch in batches:
+        if batch.backend == "htcondor":
+            logs.setdefault(rendered(f.folder, batch).event_log, {})[batch.cluster] = batch.id
+    for log, clusters in logs.items():
+        items, _ = read_events(log, 0, f.hand.now())
+        for event in items:
+            if isinstance(event, LogEvent) and event.code == EventCode.TERMINATED and event.cluster in clusters:
+                found[clusters[event.cluster], event.proc] = event.measured
     return found

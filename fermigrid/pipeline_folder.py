@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fermigrid.access import PRIVATE, check_run_folder, masked, trust_of, usual_files
 from fermigrid.errors import LedgerBusy, NotFound, RunFolderError
-from fermigrid.ledger import writing
+from fermigrid.ledger_file import writing
 from fermigrid.plainfile import real_folder
 from fermigrid.registry import check_registry, registry_path
 from fermigrid.runfolder import RunFolder, check_path

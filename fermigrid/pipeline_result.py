@@ -26,7 +26,6 @@ from fermigrid.runfolder import RunFolder
 from fermigrid.states import State
 from fermigrid.watch import Following
 
-_MEMORY = re.compile(r"\s*Memory \(MB\)\s*:\s*(\d+)\s")
 _CPU = re.compile(r"\s*Usr (\d+) (\d+):(\d+):(\d+), Sys (\d+) (\d+):(\d+):(\d+)\s+-\s+Total Remote Usage")
 _MESSAGE_HEAD = re.compile(r"\A(?:[A-Za-z-]+:.*\n)+\n")
 
@@ -130,7 +129,7 @@ def with_usage(now: Standing, batch: BatchRecord, log: Path) -> Standing:
     items, _ = read_events(log, 0, datetime.now(UTC))
     for event in items:
         if isinstance(event, LogEvent) and event.code == EventCode.TERMINATED and event.cluster == batch.cluster:
-            memory = next((int(found[1]) for line in event.lines if (found := _MEMORY.match(line))), None)
+            memory = event.measured.get("Memory (MB)")
             cpu = next((_seconds(found) for line in event.lines if (found := _CPU.match(line))), None)
             now = replace(now, memory_mb=memory, cpu_s=cpu if now.cpu_s is None else now.cpu_s)
     return now

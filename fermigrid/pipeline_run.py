@@ -30,7 +30,8 @@ from fermigrid.errors import (
     RunFolderError,
     SubmissionDoubt,
 )
-from fermigrid.ledger import open_ledger, writing
+from fermigrid.ledger import open_ledger
+from fermigrid.ledger_file import writing
 from fermigrid.messages import send_missing
 from fermigrid.pipeline import Order, parse_names, read_order
 from fermigrid.pipeline_campaign import Limits, Place, choose_image, covers, describe_job, payload_of

@@ -10,9 +10,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from typing import TextIO
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -57,6 +58,28 @@ def write_new(path: Path, data: bytes, mode: int = 0o666) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file to be written, that gets its name when it is whole and on disk; what had the name before goes then.
+
+    It is for its owner alone, unless a file that it takes the place of was for others, too.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+            with suppress(OSError):  # none is there, or it is another's
+                before = path.lstat()
+                if stat.S_ISREG(before.st_mode) and before.st_uid == os.geteuid():
+                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """Work + sites -> batches: for each a header (what all its jobs share) and an iterator of rows. Pure.
 
-A batch of a million jobs is never in memory: its rows are made one at a time, from a text compiled once.
+A batch of a million jobs is never in memory: its rows are made some thousands at a time, from a text compiled once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,11 @@ from fermigrid.campaign import Campaign, PipelineMessages, Resources, Step
 from fermigrid.errors import SecretRefused
 from fermigrid.gather import Gathering, Given, Good, come_with_jobs
 from fermigrid.image import Http, Image, Software
+from fermigrid.jobtext import JobText
 from fermigrid.placeholder import compile_text
 from fermigrid.quoting import encode_field
+from fermigrid.rates import limits_of, scopes_of
+from fermigrid.retry_rule import BUILT_IN, InQueue, Rule, in_queue
 from fermigrid.runs import Run
 from fermigrid.sealed import SealedFiles, file_names
 from fermigrid.secret import Secret
@@ -35,6 +38,7 @@ _NONE = frozenset[str]()
 _NOTHING: Mapping[str, str] = {}
 _EVERY: Mapping[str, frozenset[str]] = {}
 _OVER_HTTP = re.compile(r"https?:|\{")  # or it may be, as the run table says
+_NO_COUNTS: Mapping[str, int] = {}
 _SCHEME = re.compile(r"(?:file|https?|x?root)://|/")
 
 
@@ -59,6 +63,7 @@ class Assembled:
     catalogue_sources: Mapping[tuple[str, str], Source]
     sealed: Mapping[tuple[str, str], SealedFiles | str] = field(default_factory=dict)
     trial: int = 0  # so many runs are a trial: they come first, and are the first block
+    drained: frozenset[str] = frozenset()  # sites that get no new work now
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,10 @@ class Request:
     site: Site
     image_path: str | None
     image_digest: str
+    limited: bool  # by a number of jobs that run, or start
     max_running: int | None
     retries: int
+    in_queue: InQueue  # what of the retries needs no `watch`
     accounting_group: str | None
     accounting_user: str | None
     priority: int
@@ -99,11 +106,12 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One job: its name and its line of a shard (without the line break), with those of what it gathers after it."""
+class Rows:
+    """Some of a batch's jobs, in order: their names, and the line of a shard of each (without the line break), with
+    those of what it gathers after it."""
 
-    job: str
-    line: str
+    jobs: list[str]
+    lines: list[str]
 
 
 @dataclass(frozen=True)
@@ -115,21 +123,34 @@ class Plan:
     work: Work
     given: Given
 
-    def rows(self) -> Iterator[Row]:
-        """The jobs in order. That no two publish the same output is check.py's affair."""
+    def rows(self) -> Iterator[Rows]:
+        """The jobs in order, some thousands at a time. That no two publish the same output is
+        the affair of check_outputs.py."""
         work, step = self.work, self.assembled.campaign.steps[self.work.step]
-        form = _row_text(self.assembled, work, step)
-        jobs = jobs_of(work.step, step, _encoded(work.runs), work.pieces)
-        if not step.gather:
-            for values in jobs:
-                yield Row(values["job"], form.format_map(values))
-            return
-        gathering = Gathering(self.assembled.campaign, work.step, self.assembled.sites, work.site, self.given)
-        pieces = ((run, piece) for run in work.runs for piece in chosen_pieces(step, run, work.pieces))
-        for values, (run, piece) in zip(jobs, pieces, strict=True):
-            lines = tuple(gathering.lines(run, piece))
-            row = f"{form.format_map(values)}\tmore={len(lines)}"
-            yield Row(values["job"], "\n".join((row, *lines)))
+        row = JobText(_row_text(self.assembled, work, step), work.step, step, encode_field)
+        more = self._gathered(step) if step.gather else None
+        for jobs, lines in zip(self._jobs(), row.of(work.runs, work.pieces), strict=True):
+            yield Rows(jobs, [_with_more(line, next(more)) for line in lines] if more else lines)
+
+    def jobs(self) -> Iterator[str]:
+        """Their names, in the same order."""
+        return (job for jobs in self._jobs() for job in jobs)
+
+    def _jobs(self) -> Iterator[list[str]]:
+        step = self.assembled.campaign.steps[self.work.step]
+        return JobText("{job}", self.work.step, step).of(self.work.runs, self.work.pieces)
+
+    def _gathered(self, step: Step) -> Iterator[tuple[str, ...]]:
+        """For each job the lines of what it is given."""
+        a, work = self.assembled, self.work
+        gathering = Gathering(a.campaign, work.step, a.sites, work.site, self.given)
+        for run in work.runs:
+            for piece in chosen_pieces(step, run, work.pieces):
+                yield tuple(gathering.lines(run, piece))
+
+
+def _with_more(row: str, lines: Sequence[str]) -> str:
+    return "\n".join((f"{row}\tmore={len(lines)}", *lines))
 
 
 def constants_of(campaign: Campaign, step: str, site: str, parameters: Mapping[str, str] = _NOTHING) -> dict[str, str]:
@@ -165,13 +186,19 @@ def plan_batch(assembled: Assembled, work: Work, given: Given | None = None) -> 
     campaign, site = assembled.campaign, assembled.sites[work.site]
     step = campaign.steps[work.step]
     image = assembled.catalogue.images[campaign.image]
+    resources = step.resources
+    if work.memory is not None and work.memory > resources.memory:
+        resources = resources.model_copy(update={"memory": work.memory})
+    running, starts = limits_of(scopes_of(campaign.limits, assembled.sites), work.step, work.site)
     request = Request(
-        resources=step.resources,
+        resources=resources,
         site=site,
         image_path=next(iter(image_paths(campaign.image, image, site)), None),
         image_digest=image.http.sha256 if image.http else image.marker or "",
-        max_running=campaign.limits.running,
-        retries=campaign.retries.max,
+        limited=running is not None or starts is not None,
+        max_running=running,
+        retries=campaign.retries.max if work.retries is None else work.retries,
+        in_queue=in_queue(rules_of(campaign, site), step.resources.memory, site.limits.memory, not site.htcondor.grid),
         accounting_group=campaign.accounting.group,
         accounting_user=campaign.accounting.user,
         priority=campaign.accounting.priority,
@@ -200,6 +227,11 @@ def _as_if_good(a: Assembled, work: Work) -> Given:
         return {values["piece"]: Good(form.format_map(values), work.site) for values in jobs}
 
     return given
+
+
+def rules_of(campaign: Campaign, site: Site) -> tuple[Rule, ...]:
+    """What is done with jobs that do not end well: the first rule that fits."""
+    return (*campaign.retries.rules, *site.retries.rules, *BUILT_IN)
 
 
 def image_paths(name: str, image: Image, site: Site) -> tuple[str, ...]:
@@ -419,21 +451,14 @@ def jobs_of(
             yield values
 
 
-def _encoded(runs: Iterable[Run]) -> Iterator[Run]:
-    """The runs with the worker's escapes in their columns; names need none."""
-    for run in runs:
-        if run.columns:
-            yield Run(run.name, run.events, {name: encode_field(value) for name, value in run.columns.items()})
-        else:
-            yield run
-
-
-def shares(weights: Mapping[str, int], blocks: int) -> list[str]:
-    """Which site each block goes to: in proportion to the weights, and the same every time."""
+def shares(weights: Mapping[str, int], blocks: int, before: Mapping[str, int] = _NO_COUNTS) -> list[str]:
+    """Which site each block goes to: in proportion to the weights, and the same every time. `before`: how many of the
+    proportion each site has already."""
     total = sum(weights.values())
-    given = dict.fromkeys(sorted(weights), 0)
+    given = {name: before.get(name, 0) for name in sorted(weights)}
     order = []
-    for block in range(1, blocks + 1):
+    first = sum(given.values()) + 1
+    for block in range(first, first + blocks):
         site = max(given, key=lambda name: weights[name] * block / total - given[name])
         given[site] += 1
         order.append(site)

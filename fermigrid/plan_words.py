@@ -29,7 +29,8 @@ _TEXTS = {
 _HEADS = {"software": "software", "secret": "secrets", "in": "inputs", "out": "outputs"}
 _INNER = {"env": "environment", "set": "environment"}  # NAME=VALUE of a head, as `point` and `home` are
 _LINES = {  # commands of the submit file
-    "request_memory": "resources.memory", "request_disk": "resources.disk", "fg_retries": "retries.max",
+    "request_memory": "resources.memory", "fg_memory": "resources.memory",
+    "request_disk": "resources.disk", "fg_retries": "retries.max",
     "accounting_group": "accounting.group", "accounting_group_user": "accounting.user",
     "priority": "accounting.priority", "max_materialize": "htcondor.max_materialize", "max_idle": "htcondor.max_idle",
     "requirements": "htcondor.requirements", "batch_queue": "htcondor.grid.queue",
@@ -38,7 +39,10 @@ _LINES = {  # commands of the submit file
 }  # fmt: skip
 _UNITS = {"M": 2**20, "K": 2**10}
 _OWN_PART = "$(fg_elsewhere_ok) && $(fg_bad_starts) < $(fg_container_tries)"
-_OWN_OPTIONS = re.compile(r"#\$ ?|--job-name=\$\(fg_job\)\.\$\(fg_batch\)|--dependency=singleton|--cpus-per-task=\d+")
+_OWN_OPTIONS = re.compile(
+    r"#\$ ?|--job-name=\$\(fg_job\)\.\$\(fg_batch\)|--dependency=singleton|--cpus-per-task=\d+"
+    r"|\$\(fg_exclude\)"
+)
 _OWN_ATTRIBUTES = re.compile(
     r"\+(?:remote_)?(?:Fermigrid.*|Periodic.*|OnExit.*|AllowedExecuteDuration|NodeNumber|SMPGranularity|maxWallTime"
     r"|BatchRuntime|WantContainer|ContainerImage|ContainerTargetDir|TransferContainer|WantSIF|WantSandboxImage"
@@ -119,10 +123,15 @@ def _grid(kind: str = "", *where: str) -> Fields:
 
 def _said(name: str, value: str) -> str:
     """What the person said of it; empty when that is nothing."""
+    if name == "fg_memory":
+        return exact_bytes(int(value) * _UNITS["M"])
+    if name == "request_memory" and "$(fg_memory)" in value:
+        return ""
     if name in ("request_memory", "request_disk") and value[-1:] in _UNITS and value[:-1].isdigit():
         return exact_bytes(int(value[:-1]) * _UNITS[value[-1]])
     if name == "requirements":
-        return value.removeprefix(_OWN_PART).removeprefix(" && (").removesuffix(")")
+        rest = value.removeprefix(_OWN_PART).removeprefix(" && $(fg_not_banned)")
+        return rest.removeprefix(" && (").removesuffix(")")
     if name == "batch_extra_submit_args":
         return " ".join(word for word in value.split() if not _OWN_OPTIONS.fullmatch(word))
     return value

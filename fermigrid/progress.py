@@ -82,7 +82,7 @@ class _Reader:
         if good == batch.retired == 0:
             return RunState.FAILED, set()
         step = self._steps[batch.step]
-        failed = {run_of(job.name, batch.step, step) for job in self._ledger.jobs_not_done(batch.id)}
+        failed = {run_of(job, batch.step, step) for job in self._ledger.names_not_done(batch.id)}
         if sum(by_state.values()) < batch.counted:
             failed.update(self._untouched(batch, step))
         return RunState.DONE, failed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fermigrid.states import State
@@ -90,6 +90,38 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A job that left the queue and waits for a person. `why`: how it ended, by the rules; `reason`: of its hold."""
+
+    batch: str
+    index: int
+    name: str
+    since: str
+    why: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StuckJob:
+    """A job that runs and does nothing; `why` in words."""
+
+    batch: str
+    index: int
+    name: str
+    why: str
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class NodeEnds:
+    """How executions ended on nodes: (hour, site, node) -> good ones, 2027-03-04T05; (time, site, node) of those that
+    ended by a fault of the node."""
+
+    good: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    bad: Sequence[tuple[str, str, str]] = ()
+
+
+@dataclass(frozen=True)
 class NodeFailures:
     """How many starts on a machine ended with one exit code that charges the machine."""
 
@@ -136,6 +168,16 @@ class Watching:
     asked: str | None = None
     silent: str | None = None
     why: str = ""
+
+
+@dataclass(frozen=True)
+class WatchJob:
+    """The job of a schedd that watches the campaign: `place` is the schedd; times as text."""
+
+    place: str
+    cluster: int
+    since: str
+    ended: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from fermigrid.plan import constants_of, jobs_of, variables_of
 from fermigrid.progress import names_of
 from fermigrid.records import JobRecord
 from fermigrid.retire import OldOutputs
+from fermigrid.retry_book import RetryBook
 from fermigrid.split import run_of
 from fermigrid.states import State
 from fermigrid.submit import certainly_not_sent
@@ -86,7 +87,8 @@ def some(names: Sequence[str]) -> str:
 def plan_retry(
     f: Following, steps: Sequence[str], runs: Sequence[str], jobs: Sequence[str], only_failed: bool = False
 ) -> Redo:
-    """The failed and removed jobs, of some steps or runs or by name, again; `only_failed`: not the removed ones.
+    """The jobs that failed, were removed, or wait for a person outside the queue, of some steps or runs or by name,
+    again; `only_failed`: only the first.
 
     The caller holds the writer's lock, and has looked. Raises RedoRefused for a job by name that is not to be retried.
     """
@@ -179,6 +181,7 @@ def _lost(f: Following, only_failed: bool) -> Iterator[JobRecord]:
     yield from f.ledger.jobs_in(State.FAILED)
     if only_failed:
         return
+    yield from asked_jobs(f)
     yield from f.ledger.jobs_in(State.REMOVED)
     items, counts = Items(f.folder), f.ledger.counts()
     for batch in f.ledger.batches():
@@ -187,6 +190,14 @@ def _lost(f: Following, only_failed: bool) -> Iterator[JobRecord]:
             for index, name in enumerate(items.names(batch)):
                 if index not in rows:
                     yield untouched(batch, index, name)
+
+
+def asked_jobs(f: Following) -> Iterator[JobRecord]:
+    """The jobs that left the queue and wait for a person: as removed ones, for nothing more comes of them."""
+    for asked in RetryBook(f.ledger).asked():
+        job = f.ledger.job(asked.batch, asked.index)
+        if job is not None:
+            yield replace(job, state=State.REMOVED)
 
 
 def _lost_job(f: Following, name: str) -> JobRecord:
@@ -203,6 +214,8 @@ def _lost_job(f: Following, name: str) -> JobRecord:
         return job
     if batch.removed:
         return untouched(batch, job.index, name)
+    if asked := next((one for one in asked_jobs(f) if (one.batch, one.index) == (job.batch, job.index)), None):
+        return asked
     raise RedoRefused(f"{name} is {job.state}: it may still end well", "To give it up: `fermigrid remove --job` first.")
 
 

@@ -10,7 +10,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fermigrid.quoting import (
     encode_submit_string,
     encode_submit_value,
 )
+from fermigrid.retry_row import retry_row
 from fermigrid.sealed import file_names
 from fermigrid.secret import Secret
 from fermigrid.site import Site
@@ -53,24 +55,38 @@ def render_shards(plan: Plan) -> Iterator[Shard]:
     """The rows in shards of at most SHARD_BYTES (a longer row has one to itself), named by number and digest. A row's
     number is that of its first line."""
     names: list[str] = []
-    lines: list[bytes] = []
+    lines: list[str] = []
     size = number = 0
-    for row in plan.rows():
-        line = row.line.encode()
-        if lines and size + len(line) + 1 > SHARD_BYTES:
-            yield _shard(number, names, lines)
-            number, size, names, lines = number + 1, 0, [], []
-        names.append(row.job)
-        lines.append(line)
-        size += len(line) + 1
+    for rows in plan.rows():
+        ends = list(itertools.accumulate(_sizes(rows.lines)))
+        begin = before = 0
+        while begin < len(ends):
+            fit = bisect_right(ends, before + SHARD_BYTES - size, begin)
+            if fit == begin and lines:
+                yield _shard(number, names, lines)
+                number, size, names, lines = number + 1, 0, [], []
+                continue
+            fit = max(fit, begin + 1)
+            names += rows.jobs[begin:fit]
+            lines += rows.lines[begin:fit]
+            begin, size, before = fit, size + ends[fit - 1] - before, ends[fit - 1]
     if lines:
         yield _shard(number, names, lines)
 
 
-def _shard(number: int, names: list[str], lines: list[bytes]) -> Shard:
-    data = b"\n".join(lines) + b"\n"
+def _sizes(lines: Sequence[str]) -> Iterator[int]:
+    """Bytes of each line, with its line break."""
+    ascii = all(map(str.isascii, lines))
+    return (length + 1 for length in map(len, lines if ascii else map(str.encode, lines)))
+
+
+def _shard(number: int, names: list[str], lines: list[str]) -> Shard:
+    text = "\n".join(lines)
+    data = text.encode() + b"\n"
     name = f"s{number:04d}-{hashlib.sha256(data).hexdigest()[:32]}.rows"
-    numbers = itertools.accumulate((line.count(b"\n") + 1 for line in lines), initial=1)
+    numbers: Iterable[int] = itertools.count(1)
+    if text.count("\n") >= len(lines):  # rows of several lines
+        numbers = itertools.accumulate((line.count("\n") + 1 for line in lines), initial=1)
     items = "".join([f"{job} {name} {row}\n" for job, row in zip(names, numbers, strict=False)])
     return Shard(name, data, items.encode())
 
@@ -176,17 +192,23 @@ def token_lines(secrets: Sequence[Secret]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_late(header: Header) -> bool:
+    """Does HTCondor make the batch's jobs as there is room for them? Only then a limit can be changed later."""
+    return header.request.limited or header.jobs > header.request.site.htcondor.late_above
+
+
 def submit_row(header: Header) -> dict[str, Any]:
     """What the submit template is given: encoded strings, numbers, and None for what is not set."""
     request = header.request
     site, resources = request.site, request.resources
     condor = site.htcondor
+    memory_mb = -(-resources.memory // 2**20)
     most = min(condor.max_materialize, request.max_running or condor.max_materialize)
-    late = header.jobs > min(condor.late_above, request.max_running or condor.late_above)
+    late = is_late(header)
     return {
         "batch_name": encode_submit_value(header.name, "batch name"),
         "cpus": resources.cpus,
-        "memory_mb": -(-resources.memory // 2**20),
+        "memory_mb": memory_mb,
         "disk_kb": -(-resources.disk // 2**10),
         "stop_after_s": resources.walltime + PATIENCE_S,
         "requirements": condor.requirements,
@@ -196,9 +218,9 @@ def submit_row(header: Header) -> dict[str, Any]:
         "accounting_group": request.accounting_group,
         "accounting_group_user": request.accounting_user,
         "priority": request.priority,
-        "retries": request.retries,
         "has_bundle": request.has_code,
         "has_gathered": request.has_gathered,
+        **retry_row(request.in_queue, request.retries, memory_mb),
         **secret_row(request.secrets),
         "max_materialize": most if late else None,
         "max_idle": condor.max_idle if late else None,

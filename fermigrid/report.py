@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from fermigrid.records import AttemptRecord
 
 MARK = b"@@FERMIGRID "
 TAIL_BYTES = 1 << 20  # a report is a few kB; one that is not within the last MB of a log is none
@@ -209,15 +211,26 @@ def verdict(report: Report) -> str:
     """Why an attempt is not good, in words; "" for a good one."""
     if report.exit == 0:
         return ""
-    if report.exit in WORDS:
-        return f"{WORDS[report.exit]}: {report.message}" if report.message else WORDS[report.exit]
-    if report.exit > 128:
-        return f"the payload was killed by signal {report.exit - 128}"
-    hint = _SHELL.get(report.exit, "")
-    return f"the payload ended with exit code {report.exit}{hint}"
+    why = cause_of(report.exit)
+    return f"{why}: {report.message}" if report.exit in WORDS and report.message else why
+
+
+def cause_of(code: int) -> str:
+    """What an exit code of the worker says, in words: one for all jobs that failed so."""
+    if code in WORDS:
+        return WORDS[code]
+    if code > 128:
+        return f"the payload was killed by signal {code - 128}"
+    return f"the payload ended with exit code {code}{_SHELL.get(code, '')}"
 
 
 _SHELL = {
     126: " (its program cannot be executed)",
     127: " (its program was not found: is it named under code:, or in the image?)",
 }
+
+
+def payload_exit_of(attempts: Iterable[AttemptRecord], batch: str) -> int | None:
+    """The payload's own exit code in the last report that came of a batch; None where there is none."""
+    codes = [json.loads(attempt.report)["payload_exit"] for attempt in attempts if attempt.batch == batch]
+    return None if not codes or codes[-1] is None else int(codes[-1])

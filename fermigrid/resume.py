@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fermigrid.errors import NotFound, SubmissionRefused
 from fermigrid.gate import BREAKER, TRIAL, is_halted, resume_paused
 from fermigrid.measure import has_trial_ended, measure_trial
+from fermigrid.throttle import as_now
 from fermigrid.trial import adjusted_by
 from fermigrid.watch import Following
 
@@ -40,7 +41,7 @@ def resume(f: Following, reason: str, quotas: Mapping[str, int], *, suggested: b
         values = {(site, "quota"): count for site, count in quotas.items()}
         f.ledger.adjust(values, f.hand.now(), f.hand.who, f"other quotas: {', '.join(sorted(quotas))}")
         done.append(f"another quota for {', '.join(sorted(quotas))}")
-    if count := resume_paused(f.ledger, f.folder):
+    if count := resume_paused(f.ledger, f.folder, as_now(f).assembled.drained):
         done.append(f"jobs of {count} batches may start again")
     why = reason or "no reason given"
     if breaker:

@@ -108,6 +108,8 @@ class OldOutputs:
         accepted = self._accepted(job)
         known: dict[str, Output] = {output.to: output for output in outputs_of(accepted.report)} if accepted else {}
         root = self._assembled.sites[batch.site].output.root
+        if root is None and not accepted:  # what came back stays where it came to
+            return
         for _, to in self._items.declared(batch, job.index).outputs:
             output = known.get(to)
             sha256 = output.sha256 if output else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from fermigrid.errors import RunFolderError
 from fermigrid.plainfile import real_folder
 
+EVENTS = "events.log"
 _TAME_PATH = re.compile(r"[A-Za-z0-9/._+@=-]+\Z")
 
 
@@ -68,9 +69,9 @@ class RunFolder:
         """`blocks/b0000/clump.g0`: holds plan/ and work/."""
         return self.path / "blocks" / block / f"{step}.g{generation}"
 
-    def event_log(self, block: str) -> Path:
-        """The event log of a block."""
-        return self.path / "blocks" / block / "events.log"
+    def event_log(self, block: str, name: str = EVENTS) -> Path:
+        """The event log of a block; `name`: of batches of it that went to another schedd."""
+        return self.path / "blocks" / block / name
 
     def make_inside(self, path: Path) -> None:
         """Make a folder of this run folder. Raises RunFolderError, also when one on the way is a link."""

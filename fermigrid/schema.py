@@ -104,7 +104,7 @@ MIGRATIONS = (
         id INTEGER PRIMARY KEY,
         time TEXT NOT NULL,
         who TEXT NOT NULL,             -- user@host; for what the campaign itself says: its key
-        kind TEXT NOT NULL,            -- retry or rollback
+        kind TEXT NOT NULL,            -- retry, rollback or rule
         why TEXT NOT NULL,             -- what was asked for, in words
         finished TEXT                  -- when its jobs had left the queue and their outputs were out of the way
     ) STRICT;
@@ -171,6 +171,115 @@ MIGRATIONS = (
         tried INTEGER NOT NULL,        -- seconds since 1970
         told INTEGER NOT NULL,         -- 1: it took the message; 0: it did not
         PRIMARY KEY (kind, about, route)
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE pace (                -- jobs that came to their end, of the last two days before the last of them
+        minute TEXT NOT NULL,          -- in which they ended, UTC: 2027-03-04T05:06
+        step TEXT NOT NULL,
+        site TEXT NOT NULL,
+        good INTEGER NOT NULL,
+        failed INTEGER NOT NULL,
+        PRIMARY KEY (minute, step, site)
+    ) STRICT, WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE setting (             -- what a person set while the campaign goes on
+        key TEXT PRIMARY KEY,          -- limits.running, limits.steps.clump.starts, sites.slac, drain.slac, priority
+        value TEXT NOT NULL,
+        since TEXT NOT NULL,
+        who TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE reweighed (           -- the blocks that had begun when the sites' weights were last changed
+        block TEXT PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE allowed (             -- what the batch systems were last told that a batch may do
+        batch TEXT PRIMARY KEY REFERENCES batch,
+        told TEXT NOT NULL,            -- JSON object
+        bound INTEGER NOT NULL,        -- so many of its jobs were in the queue at most,
+        left INTEGER NOT NULL          -- when so many had not ended
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE begun (               -- starts of the last ten minutes before the last of them
+        batch TEXT NOT NULL,
+        time INTEGER NOT NULL,         -- seconds since 1970
+        times INTEGER NOT NULL,
+        PRIMARY KEY (batch, time)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE growth (              -- how far a limit on starts has let its batches grow
+        scope TEXT PRIMARY KEY,        -- limits, limits.steps.clump, limits.sites.slac
+        high INTEGER NOT NULL,         -- places in the queue
+        more REAL NOT NULL,            -- that may be added
+        time REAL NOT NULL             -- seconds since 1970
+    ) STRICT, WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE job ADD COLUMN ruled INTEGER NOT NULL DEFAULT 0;    -- 1: it is decided what becomes of its end
+    UPDATE job SET ruled = 1 WHERE state IN ('failed', 'removed');
+    CREATE INDEX job_unruled ON job (batch, idx)
+        WHERE ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL;
+    CREATE TABLE tried (               -- how often a job was begun again by a rule since a person last wanted it
+        job TEXT PRIMARY KEY,
+        times INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE care (                -- what the next batches of a step of a run need, by rules
+        step TEXT NOT NULL,
+        run TEXT NOT NULL,
+        memory INTEGER,                -- bytes; NULL: what the step asks for
+        site TEXT,                     -- NULL: that of its block
+        PRIMARY KEY (step, run)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE asked (               -- jobs that left the queue and wait for a person; they are held
+        batch TEXT NOT NULL REFERENCES batch,
+        idx INTEGER NOT NULL,
+        since TEXT NOT NULL,
+        why TEXT NOT NULL,             -- in words
+        PRIMARY KEY (batch, idx)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE stuck (               -- jobs that run and do nothing
+        batch TEXT NOT NULL REFERENCES batch,
+        idx INTEGER NOT NULL,
+        why TEXT NOT NULL,             -- in words
+        PRIMARY KEY (batch, idx)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE stuck_look (          -- one row once it was looked for them
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        looked TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE node_good (           -- good jobs of the last day, by node and hour (2027-03-04T05, UTC)
+        hour TEXT NOT NULL,
+        site TEXT NOT NULL,
+        node TEXT NOT NULL,
+        times INTEGER NOT NULL,
+        PRIMARY KEY (hour, site, node)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE node_bad (            -- starts of the last day that a node failed
+        time TEXT NOT NULL,
+        site TEXT NOT NULL,
+        node TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX node_bad_time ON node_bad (time);
+    CREATE TABLE banned (              -- nodes that get no more jobs
+        site TEXT NOT NULL,
+        node TEXT NOT NULL,            -- as HTCondor names it: what stands behind the @ of its slots' names
+        why TEXT NOT NULL,
+        since TEXT NOT NULL,
+        who TEXT NOT NULL,
+        PRIMARY KEY (site, node)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE node_banned (         -- when a node was last banned for its failures
+        site TEXT NOT NULL,
+        node TEXT NOT NULL,
+        time TEXT NOT NULL,
+        PRIMARY KEY (site, node)
+    ) STRICT, WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE watch_job (           -- one row once a schedd was given a job that watches
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        place TEXT NOT NULL,           -- the schedd
+        cluster INTEGER NOT NULL,
+        since TEXT NOT NULL,           -- when it was sent, or was first known of
+        ended TEXT                     -- when it found nothing left to wait for, or was removed with the campaign
     ) STRICT;
     """,
 )

@@ -9,12 +9,25 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
-from fermigrid.campaign import Bind, BindPath, Bytes, Environment, Expression, Line, Resources, Seconds, Variable, Word
+from fermigrid.campaign import (
+    Bind,
+    BindPath,
+    Bytes,
+    Environment,
+    Expression,
+    Line,
+    Rate,
+    Resources,
+    Seconds,
+    Variable,
+    Word,
+)
 from fermigrid.config import Clash, Model, Source, find_unknown, find_wrong, load, validate
 from fermigrid.errors import ConfigError, Problem
 from fermigrid.grid import Grid
 from fermigrid.image import Catalogue, check_version
 from fermigrid.inherit import SiteText, is_there, read_site
+from fermigrid.retry_rule import Rule
 from fermigrid.secret import Secret
 from fermigrid.units import parse_bytes, parse_seconds
 
@@ -184,8 +197,8 @@ class SiteImage(Model):
     sif: BindPath | None = None
 
 
-class SiteLimits(Model):
-    """The most that one job may ask for here."""
+class SiteLimits(Rate):
+    """The most that one job may ask for here; and that a campaign may have here: jobs at a time, starts in a minute."""
 
     cpus: Annotated[int, Field(ge=1)] | None = None
     memory: Bytes | None = None
@@ -196,6 +209,12 @@ class SiteLimits(Model):
         """The names of the resources of which `wanted` is more than the site gives."""
         pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in ("cpus", "memory", "disk", "walltime"))
         return [name for name, most, want in pairs if most is not None and want > most]
+
+
+class SiteRetries(Model):
+    """What is done here with jobs that do not end well: after the campaign's rules, before the built-in ones."""
+
+    rules: tuple[Rule, ...] = ()
 
 
 class Site(Model):
@@ -220,6 +239,7 @@ class Site(Model):
     staging: Staging = Staging()
     messages: Messages = Messages()
     limits: SiteLimits = SiteLimits()
+    retries: SiteRetries = SiteRetries()
     queue_wait: Seconds | None = None
 
 

@@ -38,10 +38,11 @@ class Piece:
         return self.name[4:]
 
 
-def split_clumps(events: int, size: int) -> Iterator[Piece]:
-    """Clumps of `size` events, `c000` on; the last has what is left. A run of no events has no clump."""
+def split_clumps(events: int, size: int, begin: int = 0) -> Iterator[Piece]:
+    """Clumps of `size` events, `c000` on; the last has what is left. A run of no events has no clump. `begin`: the
+    index of the first one that is wanted."""
     width = max(3, len(str((events - 1) // size)))
-    for index, first in enumerate(range(0, events, size)):
+    for index, first in enumerate(range(begin * size, events, size), begin):
         yield Piece(f"c{index:0{width}d}", first, min(size, events - first))
 
 
@@ -106,7 +107,17 @@ def pieces_of(step: Step, run: Run) -> Iterator[Piece]:
 def chosen_pieces(step: Step, run: Run, only: Mapping[str, frozenset[str]] = _EVERY) -> Iterator[Piece]:
     """The same, but of a run that is in `only` no other pieces than those."""
     names = only.get(run.name)
-    return (piece for piece in pieces_of(step, run) if names is None or piece.name in names)
+    if names is None:
+        return pieces_of(step, run)
+    pieces = _named_clumps(step, run, names) if step.foreach == "clump" else pieces_of(step, run)
+    return (piece for piece in pieces if piece.name in names)
+
+
+def _named_clumps(step: Step, run: Run, names: frozenset[str]) -> Iterator[Piece]:
+    """The clumps with the numbers of these, without those in between."""
+    size = (step.split or Split()).events
+    for number in sorted({int(name[1:]) for name in names if name[1:].isdecimal()}):
+        yield from itertools.islice(split_clumps(run.events or 0, size, number), 1)
 
 
 def count_jobs(step: Step, runs: Sequence[Run], only: Mapping[str, frozenset[str]] = _EVERY) -> int:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from fermigrid.advance import count_blocked
+from fermigrid.attempt import gist
+from fermigrid.metrics import Counts
+from fermigrid.pace import Pace, pace_of, show_rate, since_when
 from fermigrid.progress import progress_of
-from fermigrid.records import BatchRecord, Decision, Halt, NodeFailures
+from fermigrid.records import Asked, BatchRecord, Decision, Halt, NodeFailures, StuckJob
 from fermigrid.report import WORDS
+from fermigrid.retry_book import RetryBook
 from fermigrid.split import count_jobs
-from fermigrid.states import State
+from fermigrid.states import ORDER, State
 from fermigrid.units import show_count
 from fermigrid.watch import Following
 
-ORDER = (State.DONE, State.RUNNING, State.WAITING, State.HELD, State.ENDED, State.UNKNOWN, State.FAILED, State.REMOVED)
 KEEPS_FAILING = 3  # starts that failed for a reason of the node's
 NODES_SHOWN = 10
+_REASONS = 2000  # that are told apart
 HALTED = {
     "breaker": "nothing more starts until `fermigrid resume`,",
     "trial": "the rest waits for `fermigrid resume`,",
@@ -56,6 +62,11 @@ class Standing:
     blocked: int = 0  # those of them that never come, because what they wait for failed or was removed
     again: int = 0  # jobs that are to be sent again
     retiring: tuple[Decision, ...] = ()  # of which old jobs and outputs are still in the way
+    unsent_by_step: Mapping[str, int] = field(default_factory=dict)  # never sent so far, blocked ones too
+    pace: Pace = field(default_factory=Pace)
+    asked: tuple[Asked, ...] = ()  # jobs that left the queue and wait for a person
+    idle: tuple[StuckJob, ...] = ()  # jobs that run and do nothing
+    bans: tuple[tuple[str, str, str, str], ...] = ()  # (site, node, why, since) of nodes that get no more jobs
 
     @property
     def being_removed(self) -> bool:
@@ -66,6 +77,17 @@ class Standing:
     def counts(self) -> dict[State, int]:
         """State -> number of jobs."""
         return {state: sum(batch.counts[state] for batch in self.batches) for state in ORDER}
+
+    @property
+    def by_step(self) -> list[Counts]:
+        """Jobs by step, in the campaign's order, and site."""
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for one in self.batches:
+            states = found.setdefault((one.batch.step, one.batch.site), dict.fromkeys(map(str, ORDER), 0))
+            for state, count in one.counts.items():
+                states[state] += count
+        order = list(self.unsent_by_step)
+        return [Counts(*key, found[key]) for key in sorted(found, key=lambda key: (order.index(key[0]), key[1]))]
 
     @property
     def jobs(self) -> int:
@@ -104,6 +126,15 @@ class Standing:
             text += f"\nto be sent again: {show_count(self.again, 'job')}"
         for decision in self.retiring:
             text += f"\n{decision.kind} {decision.id} of {decision.time} goes on with `fermigrid watch`: {decision.why}"
+        if self.asked:
+            first = self.asked[0]
+            jobs = show_count(len(self.asked), "held job")
+            text += f"\nfor a person to decide: {jobs}, such as {first.name}: {first.why}: retry, or remove"
+        if self.idle:
+            jobs = show_count(len(self.idle), "job")
+            text += f"\nstuck: {jobs}, such as {self.idle[0].name} on {self.idle[0].host}: {self.idle[0].why}"
+        for site, node, why, since in self.bans[:NODES_SHOWN]:
+            text += f"\nbanned since {since}: {node} of {site}: {why}"
         for halt in self.halts:
             text += f"\n{HALTED[halt.kind]} since {halt.since}: {halt.why}"
         if bad := [node for node in self.nodes if node.times >= KEEPS_FAILING][:NODES_SHOWN]:
@@ -125,13 +156,42 @@ class Standing:
     @property
     def good(self) -> bool:
         """Has no job failed, been removed or got lost, is none withheld, and has every output its final name?"""
-        bad = sum(self.counts[state] for state in (State.FAILED, State.REMOVED, State.UNKNOWN))
+        bad = sum(self.counts[state] for state in (State.FAILED, State.REMOVED, State.UNKNOWN)) + len(self.asked)
         return bad + self.unpublished == 0 and not self.stopped
 
     @property
     def stuck(self) -> bool:
-        """Is nothing left but jobs of which the batch system knows no more?"""
-        return self.counts[State.UNKNOWN] > 0 and self.ended + self.counts[State.UNKNOWN] == self.jobs
+        """Is nothing left but jobs of which the batch system knows no more, or that wait for a person outside it?"""
+        left = self.counts[State.UNKNOWN] + len(self.asked)
+        return left > 0 and self.ended + left == self.jobs
+
+
+Lines = tuple[list[str], list[list[object]]]  # header and rows
+
+
+def steps_table(standing: Standing) -> Lines:
+    """A line for each step and site, with the jobs that ended in an hour lately; and for what is not sent."""
+    used = [state for state in ORDER if standing.counts[state]]
+    rates = standing.pace.rates if standing.pace.goes_on else {}
+    rows: list[list[object]] = []
+    for one in standing.by_step:
+        if jobs := sum(one.states.values()):
+            rate = [show_rate(rates.get((one.step, one.site), 0.0))] if rates else []
+            rows.append([one.step, one.site, jobs, *(one.states[state] for state in used), *rate])
+    empty = [""] * (len(used) + bool(rates))
+    rows += [[step, "(not sent)", n, *empty] for step, n in standing.unsent_by_step.items() if n]
+    return ["step", "site", "jobs", *used, *["ended/h"] * bool(rates)], rows
+
+
+def batches_table(standing: Standing) -> Lines:
+    """A line for each batch; of one all of whose jobs are done again there is nothing to say."""
+    used = [state for state in ORDER if standing.counts[state]]
+    rows: list[list[object]] = [
+        [b.batch.name, b.batch.site, b.words, b.batch.counted, *(b.counts[state] for state in used)]
+        for b in standing.batches
+        if b.batch.counted
+    ]
+    return ["batch", "site", "state", "jobs", *used], rows
 
 
 def standing_of(f: Following) -> Standing:
@@ -144,17 +204,54 @@ def standing_of(f: Following) -> Standing:
         by_state[State.REMOVED if batch.removed else State.WAITING] += rest
         batches.append(BatchStanding(batch, by_state))
     campaign, runs = f.assembled.campaign, f.assembled.runs
-    every = sum(count_jobs(step, runs) for step in campaign.steps.values())
+    unsent = {name: count_jobs(step, runs) for name, step in campaign.steps.items()}
+    blocked = count_blocked(campaign, runs, progress_of(f.ledger, f.assembled), f.assembled.trial)
+    halts = tuple(ledger.halts())
+    for one in batches:
+        unsent[one.batch.step] -= one.batch.counted
+    book = RetryBook(ledger)
     return Standing(
         tuple(batches),
         ledger.rehearsed(),
         ledger.waiting_to_publish(),
         tuple(ledger.node_failures()),
         ledger.campaign().stopped,
-        every - sum(one.batch.counted for one in batches),
-        tuple(ledger.halts()),
+        sum(unsent.values()),
+        halts,
         watching.looked if (watching := ledger.watching()) else None,
-        count_blocked(campaign, runs, progress_of(f.ledger, f.assembled), f.assembled.trial),
+        blocked.total(),
         len(ledger.again()),
         tuple(decision for decision in ledger.decisions() if decision.finished is None),
+        unsent,
+        _pace(f, batches, {step: count - blocked[step] for step, count in unsent.items()}, halts),
+        tuple(book.asked()),
+        tuple(book.stuck()),
+        tuple(ledger.bans()),
     )
+
+
+def _pace(f: Following, batches: Sequence[BatchStanding], unsent: Mapping[str, int], halts: Sequence[Halt]) -> Pace:
+    """`unsent`: step -> jobs that are still to be sent."""
+    left, aside, moving = dict(unsent), 0, 0
+    for one in batches:
+        withheld = one.counts[State.HELD] + one.counts[State.UNKNOWN]
+        left[one.batch.step] += sum(count for state, count in one.counts.items() if not state.final) - withheld
+        aside += withheld
+        moving += one.counts[State.RUNNING] + one.counts[State.ENDED]
+    record, now = f.ledger.campaign(), f.hand.now()
+    begun = datetime.fromisoformat(record.created)
+    stopped = "not all is sent" if halts else "" if moving else "nothing runs"
+    ended = f.ledger.pace(since_when(begun, now))
+    return pace_of(ended, {} if record.stopped else left, begun, now, aside=aside, stopped=stopped)
+
+
+def top_failures(f: Following, most: int = 5) -> list[tuple[str, int, str]]:
+    """The most frequent reasons for which jobs failed: (reason, jobs, one of them). Those that differ in numbers alone
+    are one."""
+    found: dict[str, tuple[int, str, str]] = {}
+    for reason, jobs, example in f.ledger.failure_reasons():
+        known, shown, first = found.get(alike := gist(reason), (0, reason, example))
+        if known or len(found) < _REASONS:
+            found[alike] = known + jobs, shown, min(first, example)
+    ordered = sorted(found.values(), key=lambda one: (-one[0], one[2]))
+    return [(reason, jobs, example) for jobs, reason, example in ordered[:most]]

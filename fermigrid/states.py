@@ -27,6 +27,11 @@ class State(StrEnum):
         return self in (State.DONE, State.FAILED, State.REMOVED)
 
 
+ORDER = (  # in which they are shown: what went well, what is on its way, what needs a person, what is lost
+    State.DONE, State.RUNNING, State.WAITING, State.HELD, State.ENDED, State.UNKNOWN, State.FAILED, State.REMOVED
+)  # fmt: skip
+
+
 class Seen(StrEnum):
     """What a backend can see happen to a job."""
 

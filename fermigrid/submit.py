@@ -12,24 +12,27 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from fermigrid import __version__, backends
 from fermigrid.access import Trust, group_name, make_run_folder, team_of, trust_of
-from fermigrid.advance import Work, blocks_of, runs_of_block
+from fermigrid.advance import Work, block_name, blocks_of, runs_of_block
 from fermigrid.assemble import assemble_kept
 from fermigrid.backends import Handle, RenderedBatch
 from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionRefused
 from fermigrid.given import given_by, lay_out, without_unpublished
 from fermigrid.inherit import read_site
 from fermigrid.ledger import Ledger, create_ledger, open_ledger
-from fermigrid.plan import Assembled, plan_batch, shares
+from fermigrid.plan import Assembled, Header, plan_batch, shares
 from fermigrid.planfolder import make_work, plan_faults, write_plan
+from fermigrid.rates import limits_of, scopes_of
 from fermigrid.records import BatchRecord, CampaignRecord
-from fermigrid.runfolder import RunFolder
+from fermigrid.render import is_late
+from fermigrid.runfolder import EVENTS, RunFolder
 from fermigrid.runs import parse_table, write_table
 from fermigrid.sealed import SealedFiles, file_names
 from fermigrid.secret_check import refuse_unfit, with_sealed
@@ -38,6 +41,7 @@ from fermigrid.split import count_jobs
 from fermigrid.trial import choose_runs
 from fermigrid.units import show_count
 
+_NONE: Mapping[str, str] = {}
 NAMESPACE = uuid.UUID("6f2c0c1e-5d0b-5f43-9a3e-3c8f0b1f4a55")
 MADE_FIRST = ("ledger.lock", "ledger.draft", "ledger.draft-wal", "ledger.draft-shm", "ledger.draft-journal",
               "campaign.yaml", "runs.csv", "bundle.tar.gz", "sites")  # fmt: skip
@@ -206,16 +210,37 @@ def as_submitted(assembled: Assembled, folder: RunFolder, record: CampaignRecord
     return kept
 
 
-def sites_of_blocks(assembled: Assembled, site: str | None) -> list[str]:
-    """The site of each block: the one of the command line, or by the campaign's weights."""
+def sites_of_blocks(
+    assembled: Assembled, site: str | None, begun: Mapping[str, str] = _NONE, before: Container[str] = ()
+) -> list[str]:
+    """The site of each block: the one of the command line, or by the campaign's weights.
+
+    `begun`: block -> site of those of which something was sent: they stay there. `before`: those of them that had begun
+    when the weights were last changed: they do not count for the new ones. A drained site gets none of the others.
+    """
     blocks = blocks_of(assembled.campaign, assembled.runs, assembled.trial)
-    return [site] * blocks if site else shares(assembled.campaign.sites, blocks)
+    if site:
+        return [site] * blocks
+    counted = Counter(place for block, place in begun.items() if block not in before)
+    weights = {name: weight for name, weight in assembled.campaign.sites.items() if name not in assembled.drained}
+    others = [block for block in map(block_name, range(blocks)) if block not in begun]
+    rest = dict(zip(others, shares(weights or assembled.campaign.sites, len(others), counted), strict=True))
+    return [begun.get(block) or rest[block] for block in map(block_name, range(blocks))]
 
 
-def options_of(site: Site, retries: int) -> dict[str, object]:
-    """What a backend is told of its site."""
+def begun_blocks(ledger: Ledger) -> dict[str, str]:
+    """Block -> the site of its first batch, of the blocks of which something was sent."""
+    found: dict[str, str] = {}
+    for batch in ledger.batches():
+        found.setdefault(batch.block, batch.site)
+    return found
+
+
+def options_of(site: Site, retries: int, again: Sequence[int] = ()) -> dict[str, object]:
+    """What a backend is told of its site; `again`: the exit codes after which it is to start a job once more."""
     if site.backend == "local":
-        return {"slots": site.local.slots, "scratch": site.local.scratch, "retries": retries}
+        own = {"slots": site.local.slots, "scratch": site.local.scratch}
+        return {**own, "retries": retries, "again": list(again)}
     c = site.htcondor
     return {
         "schedd": c.schedd,
@@ -233,6 +258,8 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
     """
     sent, instance, fit = 0, ledger.campaign().instance, set[tuple[str, str]]()
     for work in works:
+        if not fit:
+            _refuse_changed(ledger, folder, assembled)
         if (work.step, work.site) not in fit:
             assembled = with_sealed(assembled)
             refuse_unfit(assembled, [(work.step, work.site)], hand.now(), _goes_on(folder))
@@ -257,16 +284,54 @@ def submit_work(ledger: Ledger, folder: RunFolder, assembled: Assembled, works: 
             name=header.name,
             digest=digest,
             jobs=header.jobs,
-            options=options_of(site, assembled.campaign.retries.max),
+            options=_options(ledger, assembled, work, header),
             runs=_runs_of(assembled, work),
             pieces=work.pieces,
             parameters=work.parameters,
         )
-        again = (row.job for row in plan.rows()) if work.generation else ()
+        again = plan.jobs() if work.generation else ()
         ledger.intend(record, hand.now(), hand.who, again)
         _send(ledger, folder, record, hand)
         sent += 1
     return sent
+
+
+def _options(ledger: Ledger, a: Assembled, work: Work, header: Header) -> dict[str, object]:
+    """Where the block's first batch went to another schedd, this one has an event log of its own: there, too, clusters
+    are counted from 1."""
+    request = header.request
+    options = options_of(request.site, request.retries, request.in_queue.again)
+    first = ledger.first_options(work.block) or options
+    if any(first.get(name) != options.get(name) for name in ("schedd", "pool")):
+        options["events"] = f"events.{work.site}.log"
+    begins = first_limits(a, header, ledger.banned(work.site))
+    return {**options, "memory": request.resources.memory, **begins}
+
+
+def first_limits(a: Assembled, header: Header, banned: tuple[str, ...]) -> dict[str, object]:
+    """What a batch is sent with: one place where there is a limit (throttle.py gives it more), else all of them. None
+    can be given or taken later where all jobs are in the queue at once: of a small HTCondor batch without a limit."""
+    request, c = header.request, header.request.site.htcondor
+    given: dict[str, object] = {"banned": list(banned), "priority": request.priority}
+    _, starts = limits_of(scopes_of(a.campaign.limits, a.sites), header.step, header.site)
+    given["stay"] = -(-60 // starts) if starts else 0
+    if request.site.backend == "local":
+        return {**given, "places": 1 if request.limited else header.jobs}
+    if not is_late(header):
+        return given
+    places = 1 if request.limited else c.max_materialize
+    return {**given, "places": places, "idle": min(c.max_idle, starts or c.max_idle)}
+
+
+def _refuse_changed(ledger: Ledger, folder: RunFolder, assembled: Assembled) -> None:
+    """The copies in the run folder are what was submitted, or no more of the campaign is planned from them."""
+    record = ledger.campaign()
+    if campaign_digest(assembled, record.site) == record.digest:  # a trial has another order of runs
+        return
+    if campaign_digest(assemble_kept(folder, record), record.site) != record.digest:
+        names = ", ".join(path.name for path in (folder.campaign, folder.runs, folder.bundle) if path.is_file())
+        text = f"one of {names} in {folder.path} was changed since {record.name} was submitted: nothing more is sent"
+        raise RunFolderError(text, "They are copies of what was submitted: put them back as they were.")
 
 
 def _runs_of(a: Assembled, work: Work) -> tuple[str, ...] | None:
@@ -283,7 +348,7 @@ def rendered(folder: RunFolder, record: BatchRecord) -> RenderedBatch:
         name=record.name,
         plan_dir=place / "plan",
         work_dir=place / "work",
-        event_log=folder.event_log(record.block),
+        event_log=folder.event_log(record.block, str(record.options.get("events", EVENTS))),
         jobs=record.jobs,
         options=record.options,
     )

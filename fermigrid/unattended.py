@@ -12,15 +12,16 @@ from fermigrid.backends import PAUSED
 from fermigrid.campaign import Alerts
 from fermigrid.errors import FermigridError, LedgerError
 from fermigrid.gate import TRIAL, is_halted
-from fermigrid.metrics import Counts, write_metrics
+from fermigrid.metrics import write_metrics
 from fermigrid.records import Watching
 from fermigrid.standing import Standing, standing_of
 from fermigrid.states import State
 from fermigrid.submit import handle_of
 from fermigrid.telling import alerts_or_none, metrics_file, tell, write_metrics_file
-from fermigrid.watch import Following, Turn, watch_once
+from fermigrid.watch import Following, Turn, look_again, watch_once
 
 CARE_S = 60  # from telling to telling, while `watch` looks every 2 s
+QUIET_S = 1800  # without an event: queue and history are asked how the jobs stand
 ASK_S = 300  # a batch system that answers is asked again after this
 
 
@@ -31,12 +32,24 @@ def look_and_care(f: Following, alone: bool = False) -> Turn:
     """
     try:
         turn = watch_once(f)
+        if not (turn.events or turn.finished) and _was_quiet_for_long(f):
+            turn = replace(turn, problems=(*turn.problems, *look_again(f)))
     except LedgerError:  # nothing can be written down: what was told would be told again and again
         raise
     except FermigridError as error:
         _care(f, Turn(0, 0, 0, False, (str(error),)), always=True)
         raise
     return replace(turn, problems=(*turn.problems, *_care(f, turn, always=alone or turn.finished)))
+
+
+def _was_quiet_for_long(f: Following) -> bool:
+    """Has nothing happened for half an hour, or for one more since the last look?"""
+    seen = f.ledger.watching()
+    if seen is None:
+        return False
+    changed, looked = datetime.fromisoformat(seen.changed), datetime.fromisoformat(seen.looked)
+    before, now = ((then - changed).total_seconds() // QUIET_S for then in (looked, f.hand.now()))
+    return 0 <= before < now
 
 
 def _care(f: Following, turn: Turn, always: bool) -> list[str]:
@@ -96,7 +109,7 @@ def _tell(f: Following, turn: Turn, watching: Watching, alerts: Alerts) -> list[
         f.ledger, name, f.folder.path, standing.headline, concerns, alerts, now, f.hand.environment
     )  # fmt: skip
     if alerts.metrics:
-        text = write_metrics(name, now.timestamp(), turn.finished, _counts(standing), concerns)
+        text = write_metrics(name, now.timestamp(), turn.finished, standing.by_step, concerns)
         problem = write_metrics_file(metrics_file(alerts.metrics, name, f.folder.path), text)
         problems += [problem] if problem else []
     return problems
@@ -114,17 +127,9 @@ def _view(f: Following, turn: Turn, standing: Standing, watching: Watching, now:
         doubtful=f.ledger.doubtful(),
         problems=turn.problems,
         walltime=max(step.resources.walltime for step in f.assembled.campaign.steps.values()),
+        stuck=standing.idle,
         finished=f"{ended}: {standing.headline}" if turn.finished else "",
     )
-
-
-def _counts(standing: Standing) -> list[Counts]:
-    found: dict[tuple[str, str], dict[str, int]] = {}
-    for one in standing.batches:
-        states = found.setdefault((one.batch.step, one.batch.site), dict.fromkeys(map(str, one.counts), 0))
-        for state, count in one.counts.items():
-            states[str(state)] += count
-    return [Counts(step, site, states) for (step, site), states in sorted(found.items())]
 
 
 def _age(since: str, now: datetime) -> float | None:

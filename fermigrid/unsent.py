@@ -10,8 +10,9 @@ from fermigrid.progress import names_of, progress_of
 from fermigrid.records import BatchRecord
 from fermigrid.retire import blocks_at_work
 from fermigrid.split import count_jobs, pieces_of, run_of
+from fermigrid.standing import HALTED
 from fermigrid.states import State
-from fermigrid.watch import Following
+from fermigrid.watch import Following, why_not_sent
 
 _SHOWN = 3  # jobs that stand in the way; more are counted
 
@@ -47,11 +48,12 @@ def _explain(f: Following, block: str, step: str, run: str) -> Iterator[str]:
         part = runs_of_block(a.campaign, a.runs, block, a.trial)
         after = [name for name in a.campaign.steps[step].after if count_jobs(a.campaign.steps[name], part)]
         waits = [words for name in after for words in _goes_on(f, block, name, batches)]
-        yield (
-            f"not sent yet: it waits for the end of {' and '.join(waits)}"
-            if waits
-            else ("not sent yet: `fermigrid watch` sends it")
-        )
+        halts = [f"{HALTED[halt.kind]} since {halt.since}: {halt.why}" for halt in f.ledger.halts()]
+        if waits:
+            yield f"not sent yet: it waits for the end of {' and '.join(waits)}"
+        yield from (f"not sent yet: {words}" for words in halts)
+        if not waits and not halts:
+            yield f"not sent yet: {why_not_sent(f, block, step) or '`fermigrid watch` sends it'}"
 
 
 def _lost(f: Following, batches: Sequence[BatchRecord], step: str, run: str) -> Iterator[str]:

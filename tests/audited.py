@@ -93,11 +93,10 @@ class Ran:
             options={}, runs=runs, pieces=pieces or {}, parameters=parameters or {},
         )  # fmt: skip
         jobs = list(self._jobs(batch))
-        batch = replace(batch, jobs=len(jobs))
+        batch = replace(batch, jobs=len(jobs), digest=self._plan(batch, jobs))
         self.batches[block, step, generation] = batch
         self.ledger.intend(batch, NOW, "me", [job["job"] for job in jobs])
         self.ledger.record(batch.id, "here", 1, NOW, "me", "submitted")
-        self._plan(batch, jobs)
         for index, job in enumerate(jobs):
             self.end(batch, index, dict(job))
         return batch
@@ -107,14 +106,19 @@ class Ran:
         step = self.assembled.campaign.steps[batch.step]
         yield from (dict(values) for values in jobs_of(batch.step, step, wanted, batch.pieces))
 
-    def _plan(self, batch: BatchRecord, jobs: list[dict[str, str]]) -> None:
-        """As much of a plan and its work folder as `why` and `logs` read."""
+    def _plan(self, batch: BatchRecord, jobs: list[dict[str, str]]) -> str:
+        """As much of a plan and its work folder as `why` and `logs` read; returns the plan's digest."""
         place = self.folder.batch(batch.block, batch.step, batch.generation)
         (place / "plan/shards").mkdir(parents=True)
         (place / "work/s0000").mkdir(parents=True)
-        (place / "plan/items.txt").write_text("".join(f"{job['job']} s0000 {n}\n" for n, job in enumerate(jobs, 1)))
-        (place / "plan/shards/s0000").write_text("rows\n")
-        (place / "plan/plan.json").write_text("{}\n")
+        items = "".join(f"{job['job']} s0000 {n}\n" for n, job in enumerate(jobs, 1))
+        files = {"items.txt": items.encode(), "shards/s0000": b"rows\n"}
+        for name, data in files.items():
+            (place / "plan" / name).write_bytes(data)
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        manifest = json.dumps({"files": digests}).encode()
+        (place / "plan/plan.json").write_bytes(manifest)
+        return hashlib.sha256(manifest).hexdigest()
 
     def end(self, batch: BatchRecord, index: int, values: dict[str, str]) -> None:
         """A job ends, with an output under its final name."""
@@ -159,7 +163,7 @@ class Ran:
         summary = {"events_read": str(told.get("read", read)), "events_kept": str(kept)}
         data = {
             "format": 1, "job": values["job"], "batch": batch.id, "attempt": f"g{batch.generation}.s1.aaaaaaaa",
-            "start": 1, "host": "n1", "where": "image", "rehearsal": False, "exit": 0, "payload_exit": 0, "message": "",
+            "start": 1, "host": "n1", "where": "image", "rehearsal": told.get("rehearsal", False), "exit": 0, "payload_exit": 0, "message": "",
             "image": {"name": "light", "rung": "path"}, "begin": self.clock,
             "end": self.clock + 1, "outputs": outputs,
             "inputs": told.get("inputs", self._inputs(batch, values)), "summary": told.get("summary", summary),

@@ -98,7 +98,12 @@ def plans(assembled: Assembled, site: str = "local") -> list[Plan]:
 
 def rows(plan: Plan) -> list[tuple[tuple[str, str], ...]]:
     """The fields of each job of a plan, as the worker reads them."""
-    return [decode_row(row.line) for row in plan.rows()]
+    return [decode_row(line) for _, line in lines_of_jobs(plan)]
+
+
+def lines_of_jobs(plan: Plan) -> list[tuple[str, str]]:
+    """(name, its line of a shard, with those after it) of each job of a plan."""
+    return [pair for rows in plan.rows() for pair in zip(rows.jobs, rows.lines, strict=True)]
 
 
 def argv(row: Sequence[tuple[str, str]]) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fermigrid.backends import Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
+from fermigrid.backends import Allowed, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.errors import BackendUnavailable, SubmissionDoubt, SubmissionRefused
 from fermigrid.quoting import decode_row
 from fermigrid.states import Seen
@@ -28,6 +28,8 @@ class Memory:
     late: list[RenderedBatch] = field(default_factory=list)  # lands after one more question
     asked: int = 0
     said: list[tuple[str, str, Indices]] = field(default_factory=list)
+    allowed: dict[str, Allowed] = field(default_factory=dict)  # by the batch's name, as it was last told
+    cpu: dict[int, float] = field(default_factory=dict)  # seconds, by the job's index
 
 
 class Killed(BaseException):
@@ -112,6 +114,20 @@ def resume(handles: Sequence[Handle]) -> None:
     memory.said += [("resume", handle.batch.name, None) for handle in handles]
 
 
+def adjust(wanted: Sequence[tuple[Handle, Allowed]], /) -> None:
+    if memory.answer == "no":
+        raise SubmissionRefused("no permission")
+    if memory.answer == "silent":
+        raise BackendUnavailable("no answer")
+    memory.allowed.update({handle.batch.name: allowed for handle, allowed in wanted})
+    if memory.answer == "killed":
+        raise Killed
+
+
+def used(_: Handle, indices: Sequence[int], /) -> Mapping[int, float]:
+    return {index: memory.cpu.get(index, 0.0) for index in indices}
+
+
 def silence(_: Handle, /) -> str:
     return "no answer" if memory.answer == "silent" else ""
 
@@ -184,6 +200,6 @@ def end_job(
     tell(batch, index, Seen.ENDED, code)
 
 
-def tell(batch: RenderedBatch, index: int, seen: Seen, code: int | None = None) -> None:
+def tell(batch: RenderedBatch, index: int, seen: Seen, code: int | None = None, **more: Any) -> None:
     """Something happens to a job."""
-    memory.news.append(JobSeen(batch.batch_id, index, seen, TIME, host="n1", exit_code=code))
+    memory.news.append(JobSeen(batch.batch_id, index, seen, TIME, **{"host": "n1", "exit_code": code, **more}))

@@ -70,6 +70,24 @@ class Cursor:
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """What a batch may do. `places`: of its jobs in the queue at a time, None: nobody limits that, or nobody can;
+    `stay`: so many seconds after its start a job's place is not used anew; `idle`: of its jobs that wait there;
+    `banned`: nodes that get none of it."""
+
+    places: int | None = None
+    stay: int = 0
+    idle: int | None = None
+    priority: int = 0
+    banned: tuple[str, ...] = ()
+
+    @property
+    def starts(self) -> float | None:
+        """Jobs that may begin in a minute; None: as many as there are places."""
+        return self.places / self.stay * 60 if self.places and self.stay else None
+
+
+@dataclass(frozen=True)
 class Observation:
     """What happened since the cursor, in order; `problems` are sentences for a person (a silent schedd)."""
 
@@ -80,6 +98,7 @@ class Observation:
 
 Indices = Sequence[int] | None  # None: all jobs of the batch
 GIVEN_UP = "it was held"  # the reason of jobs that are removed because no release cures them begins so
+TRIED_AGAIN = "fermigrid's policy tries it again"  # the reason of jobs that the batch system released by a rule
 PAUSED = "paused by fermigrid"  # the reason of jobs that `pause` holds begins so
 
 
@@ -99,6 +118,11 @@ class Backend(Protocol):
 
     def observe(self, handles: Sequence[Handle], cursor: Cursor) -> Observation:
         """What happened since `cursor`; idempotent. Reads some MB a call at most: call until the cursor stays."""
+        ...
+
+    def resolve(self, handles: Sequence[Handle]) -> Observation:
+        """How every job stands, whatever was seen of it before: for when its events may be lost. Costs a query of all
+        jobs; a system that does not answer is a problem of the observation."""
         ...
 
     def explain(self, handle: Handle, index: int) -> tuple[str, ...]:
@@ -128,6 +152,15 @@ class Backend(Protocol):
 
     def resume(self, handles: Sequence[Handle]) -> None:
         """What `pause` keeps from starting may start; what a person holds stays held."""
+        ...
+
+    def adjust(self, wanted: Sequence[tuple[Handle, Allowed]], /) -> None:
+        """Make what batches may do this, from now on, also for jobs that wait. Again is harmless, and so is it for a
+        batch that has left the queue. What runs goes on."""
+        ...
+
+    def used(self, handle: Handle, indices: Sequence[int], /) -> Mapping[int, float]:
+        """CPU seconds that running jobs have used so far, as far as that is known now; others are left out."""
         ...
 
     def silence(self, handle: Handle, /) -> str:

@@ -13,15 +13,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fermigrid.backends import PAUSED, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
+from fermigrid.backends import PAUSED, Allowed, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.backends import htcondor_words as words
 from fermigrid.backends.htcondor_process import Reply, call
 from fermigrid.errors import BackendUnavailable, RunFolderError, SubmissionDoubt, SubmissionRefused
-from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_clusters, read_events
+from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_clusters, mark_of, read_events
 from fermigrid.plainfile import read_plain
+from fermigrid.quoting import encode_classad_string, encode_submit_string
 from fermigrid.states import Seen
 
-_EVENTS = 20_000  # events of one log in one call of `observe`: some 5 MB
+_EVENTS = 20_000  # events in one call of `observe`, however many logs there are: some 10 MB
 _HISTORY_SLACK = 3600  # s by which clocks may differ when history is searched back to the making of the plan
 
 _OTHER_MACHINE = (
@@ -30,6 +31,7 @@ _OTHER_MACHINE = (
 )
 _LATER = "The schedd may be busy or down: try again later. Nothing was changed."
 _REPEAT = "It may still be at work there (100,000 jobs take a minute). The command may be repeated without harm."
+_AT_FIRST = {"places": "max_materialize", "idle": "max_idle", "stay": "fg_stay"}  # option of a batch -> submit command
 _SETTLE = "Run the same `fermigrid submit` again, or `fermigrid watch`: they look for the batch before they send it."
 
 
@@ -68,7 +70,18 @@ def _macros(batch: RenderedBatch) -> dict[str, str]:
         "fg_batch": batch.batch_id,
         "fg_digest": sha256(_read(batch.plan_dir / "plan.json")).hexdigest(),
         "fg_env": sha256(_read(batch.plan_dir / "job.env")).hexdigest(),
+        **_limits(batch.options),
     }
+
+
+def _limits(options: Mapping[str, object]) -> dict[str, str]:
+    """What a batch may do at first; `adjust` changes it."""
+    found = {macro: str(options[name]) for name, macro in _AT_FIRST.items() if name in options}
+    banned = options.get("banned")
+    if isinstance(banned, list) and banned:
+        found["fg_banned"] = ", ".join(encode_submit_string(node, "node") for node in banned)
+        found["fg_exclude"] = f"--exclude={','.join(banned)}"
+    return found
 
 
 def _read(file: Path) -> bytes:
@@ -108,16 +121,23 @@ def _made(batch: RenderedBatch) -> int:
 
 
 def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
-    """Read the event logs of these batches on from the cursor, at most some MB of each.
+    """Read the event logs of these batches on from the cursor, at most some MB: what is left is for the next call.
 
     Where a log is damaged or not there, queue and history tell the state of its jobs. A schedd that does not answer is
     a problem to report, no error: what the log says still counts.
     """
     now = datetime.now(UTC)
     offsets, seen, problems = dict(cursor.offsets), list[JobSeen](), list[str]()
+    left, missing = _EVENTS, list[tuple[Path, list[Handle]]]()
     for log, group in _by_log(handles).items():
-        there = log.exists()
-        items, offsets[str(log)] = read_events(log, offsets.get(str(log), 0), now, _EVENTS)
+        if left <= 0:
+            break
+        if not log.exists():
+            missing.append((log, group))
+        another = _is_another(log, offsets)
+        begin = 0 if another else offsets.get(str(log), 0)
+        items, offsets[str(log)] = read_events(log, begin, now, left, _LOOKED_AT)
+        left -= len(items)
         clusters = {handle.cluster: handle.batch for handle in group}
         happened = [item for item in items if isinstance(item, LogEvent)]
         for event in happened:
@@ -125,11 +145,25 @@ def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
                 seen += _from_event(event, clusters[event.cluster])
         problems += _doubled(group, happened)
         faults = [f"{log}, byte {item.start}: {item.what}" for item in items if isinstance(item, LogProblem)]
-        if faults or not there:
+        faults += [f"{log}: another log is in its place; read from its beginning"] if another else []
+        if faults:
             resolved = resolve(group)
             seen += resolved.seen
-            problems += [*faults, *([] if there else [f"{log}: the event log is not there"]), *resolved.problems]
+            problems += [*faults, *resolved.problems]
+    for log, group in missing if left > 0 else ():  # once all that there is was read
+        resolved = resolve(group)
+        seen += resolved.seen
+        problems += [f"{log}: the event log is not there", *resolved.problems]
     return Observation(tuple(seen), Cursor(offsets), tuple(problems))
+
+
+def _is_another(log: Path, offsets: dict[str, int]) -> bool:
+    """Is it not the log that was read before? Its mark is kept among the offsets."""
+    mark, name = mark_of(log), f"{log}#mark"
+    known = offsets.get(name, mark)
+    if mark:
+        offsets[name] = mark
+    return bool(mark) and mark != known
 
 
 def _doubled(group: Sequence[Handle], happened: Sequence[LogEvent]) -> list[str]:
@@ -148,7 +182,7 @@ def _by_log(handles: Sequence[Handle]) -> dict[Path, list[Handle]]:
     return logs
 
 
-_SEEN = {
+_SEEN: Mapping[int, Seen] = {
     EventCode.SUBMIT: Seen.SUBMITTED,
     EventCode.EXECUTE: Seen.STARTED,
     EventCode.RECONNECTED: Seen.STARTED,
@@ -164,6 +198,9 @@ _SEEN = {
 }
 
 
+_LOOKED_AT = {*_SEEN, EventCode.CLUSTER_SUBMIT, EventCode.CLUSTER_REMOVE}
+
+
 def _from_event(event: LogEvent, batch: RenderedBatch) -> Iterator[JobSeen]:
     """What an event says of the batch's jobs: of one, of all that a removed factory had not made, or nothing."""
     if event.code == EventCode.CLUSTER_REMOVE:
@@ -171,8 +208,11 @@ def _from_event(event: LogEvent, batch: RenderedBatch) -> Iterator[JobSeen]:
         for index in range(made, batch.jobs):
             yield JobSeen(batch.batch_id, index, Seen.REMOVED, event.time, reason="removed before HTCondor made it")
         return
-    state = _SEEN.get(EventCode(event.code)) if event.code in set(EventCode) else None
+    state = _SEEN.get(event.code)
     if state is None or not 0 <= event.proc < batch.jobs or words.is_warning(event.text):
+        return
+    if state in _PLAIN:
+        yield _plain(event, state, batch)
         return
     if state is Seen.HELD and words.is_restart(event.hold_code, event.hold_subcode):
         code, why = event.hold_subcode, event.reason or ""
@@ -183,12 +223,23 @@ def _from_event(event: LogEvent, batch: RenderedBatch) -> Iterator[JobSeen]:
         event.proc,
         state,
         event.time,
-        host=_machine(event.host),
-        exit_code=words.code_returned(event.lines) if state is Seen.EVICTED else event.return_value,
-        signal=event.signal,
+        exit_code=words.code_returned(event.lines) if state is Seen.EVICTED else None,
         reason=_reason(state, event),
         code="" if event.hold_code is None else f"{event.hold_code}/{event.hold_subcode}",
     )
+
+
+_PLAIN = frozenset({Seen.SUBMITTED, Seen.STARTED, Seen.ENDED})  # what happens to every job
+
+
+def _plain(event: LogEvent, state: Seen, batch: RenderedBatch) -> JobSeen:
+    if state is Seen.SUBMITTED:
+        return JobSeen(batch.batch_id, event.proc, state, event.time)
+    if state is Seen.STARTED:
+        return JobSeen(batch.batch_id, event.proc, state, event.time, host=_machine(event.host))
+    code = event.return_value
+    signal = event.signal if code is None else None
+    return JobSeen(batch.batch_id, event.proc, state, event.time, exit_code=code, signal=signal)
 
 
 def _machine(host: str | None) -> str:
@@ -307,6 +358,35 @@ def resume(handles: Sequence[Handle]) -> None:
         _ask(handle.batch.options, handle.where, _REPEAT, verb="resume", cluster=handle.cluster, reason=PAUSED)
 
 
+def adjust(wanted: Sequence[tuple[Handle, Allowed]], /) -> None:
+    """Edit the clusters' ads: all their jobs have them, also those that are made later."""
+    by_schedd: dict[str, list[tuple[Handle, Allowed]]] = {}
+    for handle, allowed in wanted:
+        by_schedd.setdefault(handle.where, []).append((handle, allowed))
+    for where, group in by_schedd.items():
+        changes = [{"cluster": handle.cluster, "attributes": _attributes(allowed)} for handle, allowed in group]
+        _ask(group[0][0].batch.options, where, _REPEAT, verb="adjust", changes=changes)
+
+
+def _attributes(allowed: Allowed) -> dict[str, str]:
+    """ClassAd expressions. A limit of 0 would be none for HTCondor: `pause` is there for that."""
+    nodes = ", ".join(encode_classad_string(node, "node") for node in allowed.banned)
+    found = {"JobPrio": str(allowed.priority), "FermigridBanned": f"{{ {nodes} }}"}
+    if allowed.places is not None:
+        found |= {"JobMaterializeLimit": str(max(1, allowed.places)), "FermigridStay": str(allowed.stay)}
+    if allowed.idle is not None:
+        found["JobMaterializeMaxIdle"] = str(max(1, allowed.idle))
+    return found
+
+
+def used(handle: Handle, indices: Sequence[int], /) -> Mapping[int, float]:
+    """CPU seconds as the queue has them. They come there some minutes late: of a job that runs for less than half an
+    hour a zero says nothing, and it is left out."""
+    batch = handle.batch
+    told = _ask(batch.options, handle.where, verb="used", cluster=handle.cluster, indices=list(indices))
+    return {int(index): float(seconds) for index, seconds in told["cpu"].items()}
+
+
 def silence(handle: Handle, /) -> str:
     """Whether the schedd answers."""
     try:
@@ -321,7 +401,7 @@ def _act(handles: Sequence[Handle], indices: Indices, action: str) -> None:
     chosen = None if indices is None else sorted(set(indices))
     for handle in handles:
         batch = handle.batch
-        request = {"action": action, "cluster": handle.cluster, "indices": chosen, "reason": reason}
+        request = {"action": action, "cluster": handle.cluster, "indices": chosen, "reason": reason, "jobs": batch.jobs}
         unmade = _ask(batch.options, handle.where, verb="act", hint=_REPEAT, **request)["unmade"]
         if unmade:
             raise SubmissionRefused(

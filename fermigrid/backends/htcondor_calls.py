@@ -15,6 +15,7 @@ from typing import Any
 
 import classad2
 import htcondor2
+from htcondor2.htcondor2_impl import _schedd_edit_job_ids
 
 from fermigrid.backends import htcondor_grid
 from fermigrid.backends.htcondor_ce import ce_of
@@ -32,6 +33,8 @@ from fermigrid.backends.htcondor_words import (
 
 _CLOSED = "Connection closed during command authorization"
 _CHUNK = 1000  # jobs named in one command
+_CPU_KNOWN_S = 1800  # the starter tells every 5 minutes, the shadow every 15
+_PART = 5000  # jobs of a whole cluster changed by one command, which takes the schedd a second or two
 _PATIENCE = "10"  # s for a CE and its collector, tried twice: the whole call has the site's `timeout`
 _AHEAD = 10_000  # jobs; more are not counted
 _SLOTS_WHOLE = 1000  # above so many slots only the attributes that the job asks about are fetched
@@ -44,11 +47,14 @@ _FACTORY = (
     "JobMaterializeMaxIdle",
     "JobMaterializePaused",
     "JobMaterializePauseReason",
+    "FermigridStay",
     "TotalSubmitProcs",
     "JobsIdle",
     "JobsRunning",
     "JobsHeld",
 )
+_SET = ("JobMaterializeLimit", "JobMaterializeMaxIdle", "FermigridStay", "FermigridBanned", "JobPrio")
+_ACCOUNT = ("Priority", "ResourcesUsed", "WeightedResourcesUsed", "Ceiling", "EffectiveQuota", "SurplusPolicy")
 _WAITING = (
     "QDate",
     "User",
@@ -244,6 +250,18 @@ def _find(request: Request) -> dict[str, Any]:
     return {"where": place.get("Name") or "", "queue": queue, "left": [int(ad["ClusterId"]) for ad in left]}
 
 
+def _watches(request: Request) -> dict[str, Any]:
+    """The jobs in the queue that run `fermigrid watch` of a campaign."""
+    ours = f"FermigridWatch =?= {classad2.quote(request['instance'])} && JobStatus =!= 3 && JobStatus =!= 4"
+    ads = _schedd(request).query(ours, ["ClusterId", "JobStatus", "HoldReason"])
+    return {
+        "jobs": [
+            {"cluster": int(ad["ClusterId"]), "status": int(ad["JobStatus"]), "why": str(ad.get("HoldReason") or "")}
+            for ad in ads
+        ]
+    }
+
+
 def _before(request: Request) -> str:
     """Where to stop when history is read backwards."""
     return f"EnteredCurrentStatus < {int(request['since'])}"
@@ -270,7 +288,7 @@ def _look(request: Request) -> dict[str, Any]:
 def _act(request: Request) -> dict[str, Any]:
     """Remove, hold or release a cluster or some of its jobs; how many of the named jobs a factory has yet to make."""
     schedd, cluster, indices = _schedd(request), int(request["cluster"]), request["indices"]
-    _change(schedd, request["action"], _job_specs(cluster, indices), request["reason"])
+    _change(schedd, request["action"], _job_specs(cluster, indices, int(request["jobs"])), request["reason"])
     return {"unmade": _count_unmade(schedd, cluster, indices) if indices else 0}
 
 
@@ -304,11 +322,56 @@ def _resume(request: Request) -> dict[str, Any]:
     return {}
 
 
+def _adjust(request: Request) -> dict[str, Any]:
+    """Edit the ads of clusters, where they are not as they are to be; one that has left the queue needs it no more."""
+    schedd = _schedd(request)
+    wanted = {int(change["cluster"]): change["attributes"] for change in request["changes"]}
+    ours = f"ProcId =?= undefined && member(ClusterId, {{{', '.join(map(str, wanted))}}})"
+    there = schedd.query(ours, ["ClusterId", *_SET], opts=htcondor2.QueryOpt.IncludeClusterAd)
+    for ad in there:
+        for name, text in wanted[int(ad["ClusterId"])].items():
+            late = name.startswith("JobMaterialize") or name == "FermigridStay"
+            if late and "JobMaterializeLimit" not in ad:
+                continue
+            if name not in ad or str(ad.lookup(name)) != str(classad2.ExprTree(text)):
+                _edit(schedd, int(ad["ClusterId"]), name, text)
+    return {}
+
+
+def _edit(schedd: htcondor2.Schedd, cluster: int, name: str, text: str) -> None:
+    """Set an attribute of a cluster's ad. `Schedd.edit` sets it in the ads of the jobs that are made already, and in no
+    other; what it calls sets it in the cluster's when it is given the cluster's number, as condor_qedit does."""
+    try:
+        _schedd_edit_job_ids(schedd._addr, str(cluster), name, text, htcondor2.TransactionFlag.Default)
+    except htcondor2.HTCondorException as error:
+        if "nonexistent job" in str(error):
+            return
+        if _answers(schedd):
+            raise Fault("refused", f"{error} May this user change jobs there?") from error
+        raise
+
+
 def _answers_at_all(request: Request) -> dict[str, Any]:
     """Does the schedd answer? What it refuses is an answer, too."""
     if not _answers(_schedd(request)):
         raise Fault("unavailable", "the schedd does not answer")
     return {}
+
+
+def _used(request: Request) -> dict[str, Any]:
+    """The CPU seconds of running jobs, those of this machine's universes; what may be too young for it is left out."""
+    schedd, cluster = _schedd(request), int(request["cluster"])
+    attributes = ["ProcId", "RemoteUserCpu", "RemoteSysCpu", "JobCurrentStartDate", "ServerTime"]
+    found: dict[int, float] = {}
+    for start in range(0, len(request["indices"]), _CHUNK):
+        procs = ", ".join(str(int(index)) for index in request["indices"][start : start + _CHUNK])
+        running = f"ClusterId == {cluster} && JobStatus == 2 && JobUniverse =!= {htcondor_grid.GRID_UNIVERSE}"
+        for ad in schedd.query(f"{running} && member(ProcId, {{{procs}}})", attributes):
+            cpu = float(ad.get("RemoteUserCpu") or 0) + float(ad.get("RemoteSysCpu") or 0)
+            age = int(ad.get("ServerTime") or 0) - int(ad.get("JobCurrentStartDate") or 0)
+            if cpu or age > _CPU_KNOWN_S:
+                found[int(ad["ProcId"])] = cpu
+    return {"cpu": found}
 
 
 def _count_unmade(schedd: htcondor2.Schedd, cluster: int, indices: Sequence[int]) -> int:
@@ -319,9 +382,15 @@ def _count_unmade(schedd: htcondor2.Schedd, cluster: int, indices: Sequence[int]
     return 0 if made is None else sum(index >= made for index in indices)
 
 
-def _job_specs(cluster: int, indices: Sequence[int] | None) -> Iterable[str | list[str]]:
-    """The whole cluster is named by a constraint: that reaches the factory of a late-materialized one too."""
+def _job_specs(cluster: int, indices: Sequence[int] | None, jobs: int) -> Iterable[str | list[str]]:
+    """The whole cluster is named by a constraint: that reaches the factory of a late-materialized one too.
+
+    A large one in parts first: the schedd undoes a command whose sender has gone before it was done, and so a command
+    that takes longer than the time limit would never be done, however often it is given.
+    """
     if indices is None:
+        for start in range(0, jobs if jobs > _PART else 0, _PART):
+            yield f"ClusterId == {cluster} && ProcId >= {start} && ProcId < {start + _PART}"
         yield f"ClusterId == {cluster}"
         return
     for start in range(0, len(indices), _CHUNK):
@@ -362,11 +431,11 @@ def _explain(request: Request) -> dict[str, Any]:
 
 
 def _explain_idle(schedd: htcondor2.Schedd, collector: htcondor2.Collector, job: classad2.ClassAd) -> dict[str, Any]:
-    """Why a waiting job waits: the machines, the jobs before it, its user's priority."""
+    """Why a waiting job waits: the machines, the jobs before it, its user's priority and limits."""
     return {
         "match": _match(job, _slots(collector, job)),
         "ahead": _ahead(schedd, job),
-        "user": _user(collector, str(job.get("User") or "")),
+        "user": _account(collector, job),
     }
 
 
@@ -488,11 +557,19 @@ def _idle(slot: classad2.ClassAd) -> bool:
     return bool(slot.get("SlotType") == "Partitionable" or slot.get("State") == "Unclaimed")
 
 
-def _user(collector: htcondor2.Collector, user: str) -> dict[str, Any] | None:
-    """The negotiator's account of the user: priority (large is bad) and cores in use."""
-    attributes = ("Priority", "ResourcesUsed", "WeightedResourcesUsed", "Ceiling")
-    ads = collector.query(htcondor2.AdType.Accounting, f"Name == {classad2.quote(user)}", list(attributes))
-    return _plain(ads[0], attributes) if ads else None
+def _account(collector: htcondor2.Collector, job: classad2.ClassAd) -> dict[str, Any] | None:
+    """The negotiator's account of those for whom a job runs: priority (large is bad), cores in use, and the quotas of
+    its accounting groups, from the innermost on."""
+    user, account = str(job.get("User") or ""), str(job.get("AccountingGroup") or "")
+    name = f"{account}@{user.partition('@')[2]}" if account else user
+    parts = account.split(".")[:-1]  # the last is the user in the group
+    groups = [".".join(parts[:size]) for size in range(len(parts), 0, -1)]
+    attributes = ("Name", *_ACCOUNT)
+    wanted = " || ".join(f"Name == {classad2.quote(each)}" for each in (name, *groups))
+    ads = {ad["Name"]: ad for ad in collector.query(htcondor2.AdType.Accounting, wanted, list(attributes))}
+    if name not in ads:
+        return None
+    return _plain(ads[name], attributes) | {"groups": [_plain(ads[each], attributes) for each in groups if each in ads]}
 
 
 # --- values ------------------------------------------------------------------------------------------------
@@ -516,10 +593,13 @@ _VERBS = {
     "where": _where,
     "submit": _submit,
     "find": _find,
+    "watches": _watches,
     "look": _look,
     "act": _act,
+    "used": _used,
     "pause": _pause,
     "resume": _resume,
+    "adjust": _adjust,
     "answers": _answers_at_all,
     "explain": _explain,
     "tokens": _tokens,

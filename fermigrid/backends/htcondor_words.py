@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from fermigrid.backends import PAUSED, TRIED_AGAIN
 from fermigrid.backends import htcondor_ce as ce
 from fermigrid.backends import htcondor_grid as grid
 from fermigrid.report import INFRASTRUCTURE
@@ -73,6 +73,8 @@ def read_submit_error(words: str) -> Fault:
         return Fault("refused", unreadable(words.partition("errmsg=")[2] or words))
     if limit := re.search(r"Schedd says (-[34])\b", words):
         return Fault("refused", _LIMITS[limit[1]])
+    if broken := re.search(r"expected next ProcId to be (\d+), but Schedd says -1\b", words):
+        return Fault("unavailable", f"the schedd broke off at job {broken[1]}, without a word: it ended, or is busy")
     if re.search(r"SCHEDD:\d+:.*\S", words):
         return Fault("refused", words)
     return Fault("unavailable" if words.startswith(_BEFORE_COMMIT) else "doubt", words)
@@ -113,67 +115,59 @@ def twin(name: str, ours: int, other: int) -> str:
 # --- holds -------------------------------------------------------------------------------------------------
 
 
-class Cure(StrEnum):
-    """What becomes of a held job."""
-
-    RELEASED = "is released some times, then it leaves the queue"
-    LEAVES = "leaves the queue at once"
-    LATER = "leaves the queue after a while"
-    YOURS = "stays until somebody releases or removes it"
-
-
 @dataclass(frozen=True)
 class Hold:
-    """One of HTCondor's hold codes: its label there, what it means, what to do, what fermigrid's policy does."""
+    """One of HTCondor's hold codes: its label there, what it means, what to do. What is done by itself the rules of
+    retries say (`retry_rule.py`)."""
 
     label: str
     meaning: str
     advice: str
-    cure: Cure = Cure.LATER
 
 
-_LOOK = "look at the reason's words, mend the cause, submit the job's runs again in another run folder"
+_LOOK = "look at the reason's words, mend the cause, `fermigrid retry`"
 _SUBMIT_SIDE = "see that the submit machine can write the run folder (disk, quota, file system)"
+_MISSING = "see that the file that the reason names is there and can be read; then `fermigrid release`"
 _NODE = "nothing, if it happens on one machine only; on many, tell the site's contact"
-_MORE = "ask for more in the campaign's resources, submit the job's runs again in another run folder"
+_MORE = "ask for more in the campaign's resources, and submit its runs in another run folder"
 
 HOLDS: Mapping[int, Hold] = {
-    1: Hold("UserRequest", "a person held it", "`fermigrid release` or `fermigrid remove`", Cure.YOURS),
-    3: Hold("JobPolicy", "fermigrid's own policy gave it up", _LOOK, Cure.LEAVES),
+    1: Hold("UserRequest", "a person held it", "`fermigrid release` or `fermigrid remove`"),
+    3: Hold("JobPolicy", "fermigrid's own policy gave it up", _LOOK),
     4: Hold("CorruptedCredential", "its credential is damaged or expired", "renew the credential"),
-    5: Hold("JobPolicyUndefined", "a policy expression has no value", "tell fermigrid's developers", Cure.LEAVES),
-    6: Hold("FailedToCreateProcess", "the machine could not start the worker", _NODE, Cure.RELEASED),
-    7: Hold("UnableToOpenOutput", "the job's log could not be opened", _SUBMIT_SIDE, Cure.RELEASED),
+    5: Hold("JobPolicyUndefined", "a policy expression has no value", "tell fermigrid's developers"),
+    6: Hold("FailedToCreateProcess", "the machine could not start the worker", _NODE),
+    7: Hold("UnableToOpenOutput", "the job's log could not be opened", _SUBMIT_SIDE),
     8: Hold("UnableToOpenInput", "the job's standard input could not be opened", _LOOK),
     9: Hold("UnableToOpenOutputStream", "the job's log could not be opened on the network", _SUBMIT_SIDE),
     10: Hold("UnableToOpenInputStream", "the job's standard input could not be opened on the network", _LOOK),
-    11: Hold("InvalidTransferAck", "a file transfer broke off", _NODE, Cure.RELEASED),
-    12: Hold("TransferOutputError", "outputs could not be brought back", _SUBMIT_SIDE, Cure.RELEASED),
-    13: Hold("TransferInputError", "inputs could not be sent to the machine", _SUBMIT_SIDE, Cure.RELEASED),
-    14: Hold("IwdError", "its work folder is not there", _SUBMIT_SIDE, Cure.RELEASED),
-    15: Hold("SubmittedOnHold", "it was submitted on hold", "`fermigrid release`", Cure.YOURS),
-    16: Hold("SpoolingInput", "its inputs are on their way to the schedd", "wait", Cure.YOURS),
+    11: Hold("InvalidTransferAck", "a file transfer broke off", _NODE),
+    12: Hold("TransferOutputError", "outputs could not be brought back", _SUBMIT_SIDE),
+    13: Hold("TransferInputError", "inputs could not be sent to the machine", _MISSING),
+    14: Hold("IwdError", "its work folder is not there", _SUBMIT_SIDE),
+    15: Hold("SubmittedOnHold", "it was submitted on hold", "`fermigrid release`"),
+    16: Hold("SpoolingInput", "its inputs are on their way to the schedd", "wait"),
     17: Hold("JobShadowMismatch", "the schedd's software does not suit the job", "tell the schedd's administrator"),
-    18: Hold("InvalidTransferGoAhead", "a file transfer broke off", _NODE, Cure.RELEASED),
-    19: Hold("HookPrepareJobFailure", "the machine's own preparation of jobs failed", _NODE, Cure.RELEASED),
+    18: Hold("InvalidTransferGoAhead", "a file transfer broke off", _NODE),
+    19: Hold("HookPrepareJobFailure", "the machine's own preparation of jobs failed", _NODE),
     20: Hold("MissedDeferredExecutionTime", "it missed the time at which it had to start", _LOOK),
     21: Hold("StartdHeldJob", "the machine's policy put it on hold", _LOOK),
-    22: Hold("UnableToInitUserLog", "the block's event log could not be written", _SUBMIT_SIDE, Cure.RELEASED),
+    22: Hold("UnableToInitUserLog", "the block's event log could not be written", _SUBMIT_SIDE),
     23: Hold("FailedToAccessUserAccount", "your account could not be used there", "tell the schedd's administrator"),
     24: Hold("NoCompatibleShadow", "the schedd's software does not suit the job", "tell the schedd's administrator"),
     25: Hold("InvalidCronSettings", "its start times make no sense", "tell fermigrid's developers"),
     26: Hold("SystemPolicy", "the schedd's administrator does not let such jobs go on", _LOOK),
     27: Hold("SystemPolicyUndefined", "a policy of the schedd's administrator has no value", _LOOK),
-    32: Hold("MaxTransferInputSizeExceeded", "its inputs are larger than allowed", _LOOK, Cure.LEAVES),
-    33: Hold("MaxTransferOutputSizeExceeded", "its outputs are larger than allowed", _LOOK, Cure.LEAVES),
-    34: Hold("JobOutOfResources", "it used more than it had asked for (102: memory, 104: disk)", _MORE, Cure.LEAVES),
-    35: Hold("InvalidDockerImage", "its image is no Docker image", "check the image catalogue", Cure.LEAVES),
+    32: Hold("MaxTransferInputSizeExceeded", "its inputs are larger than allowed", _LOOK),
+    33: Hold("MaxTransferOutputSizeExceeded", "its outputs are larger than allowed", _LOOK),
+    34: Hold("JobOutOfResources", "it used more than it had asked for (102: memory, 104: disk)", _MORE),
+    35: Hold("InvalidDockerImage", "its image is no Docker image", "check the image catalogue"),
     36: Hold("FailedToCheckpoint", "it failed when told to save its state", _LOOK),
     43: Hold("PreScriptFailed", "a script of the schedd before it failed", _LOOK),
     44: Hold("PostScriptFailed", "a script of the schedd after it failed", _LOOK),
-    45: Hold("SingularityTestFailed", "the machine could not start its container", _NODE, Cure.RELEASED),
-    46: Hold("JobDurationExceeded", "it took longer than allowed, transfers included", _MORE, Cure.LEAVES),
-    47: Hold("JobExecuteExceeded", "it ran longer than the walltime that it had asked for", _MORE, Cure.LEAVES),
+    45: Hold("SingularityTestFailed", "the machine could not start its container", _NODE),
+    46: Hold("JobDurationExceeded", "it took longer than allowed, transfers included", _MORE),
+    47: Hold("JobExecuteExceeded", "it ran longer than the walltime that it had asked for", _MORE),
     48: Hold("HookShadowPrepareJobFailure", "the schedd's own preparation of jobs failed", _LOOK),
 }  # fmt: skip
 _NO_OUT = re.compile(r"/out: \(errno 2\)")
@@ -184,7 +178,7 @@ _UNKNOWN_HOLD = Hold("", "HTCondor has a reason that is not known here", _LOOK)
 
 
 def explain_hold(code: int | None, subcode: int | None, reason: str) -> tuple[str, ...]:
-    """A hold in words: HTCondor's own, what the code means, what to do and what happens by itself."""
+    """A hold in words: HTCondor's own, what the code means and what to do."""
     hold = HOLDS.get(code or 0, _UNKNOWN_HOLD)
     codes = f"code {code}/{subcode or 0}" + (f", {hold.label}" if hold.label else "")
     meaning = _NEVER_BEGAN if code == 12 and _NO_OUT.search(reason) else hold.meaning
@@ -192,7 +186,6 @@ def explain_hold(code: int | None, subcode: int | None, reason: str) -> tuple[st
         f"held: {reason.strip() or 'no reason given'} ({codes})",
         f"that means: {meaning}",
         f"what to do: {hold.advice}",
-        f"by itself: the job {hold.cure}",
     )
 
 
@@ -204,6 +197,7 @@ def is_restart(code: int | None, subcode: int | None) -> bool:
 # --- reasons in the event log ------------------------------------------------------------------------------
 
 _RETURNED = re.compile(r"\(1\) Normal termination \(return value (-?\d+)\)")
+_KILLED = re.compile(r"\(0\) Abnormal termination \(signal (\d+)\)")
 
 
 def eviction(reason: str | None, lines: Sequence[str]) -> str:
@@ -211,13 +205,19 @@ def eviction(reason: str | None, lines: Sequence[str]) -> str:
     if reason:
         return reason
     if (code := code_returned(lines)) is not None:
-        return f"the worker ended with exit code {code}, which charges the machine: the job starts again"
+        why = ", which charges the machine" if code in INFRASTRUCTURE else ""
+        return f"the worker ended with exit code {code}{why}: the job starts again"
     return next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("(")), "")
 
 
 def code_returned(lines: Sequence[str]) -> int | None:
-    """The exit code of a worker whose job went back to the queue when it ended (004), or None."""
-    return next((int(found[1]) for line in lines if (found := _RETURNED.search(line))), None)
+    """The exit code of a worker whose job went back to the queue when it ended (004), 128 + n: by signal n; or None."""
+    for line in lines:
+        if found := _RETURNED.search(line):
+            return int(found[1])
+        if found := _KILLED.search(line):
+            return 128 + int(found[1])
+    return None
 
 
 def removal(reason: str | None) -> str:
@@ -249,7 +249,9 @@ def detention(reason: str | None) -> str:
 
 def liberation(reason: str | None) -> str:
     """Why a job was released (013)."""
-    return "fermigrid's policy tries it again" if reason and "PeriodicRelease expression" in reason else reason or ""
+    if reason and ("PeriodicRelease expression" in reason or reason.startswith(TRIED_AGAIN)):
+        return TRIED_AGAIN
+    return reason or ""
 
 
 def is_warning(text: str) -> bool:
@@ -332,6 +334,8 @@ def _explain_queued(job: Facts, factory: Facts | None, facts: Facts) -> Iterator
         yield from (ce.explain_hold if any(ce.ce_of(job)) else grid.explain_refusal)(job)
     elif status == 5 and is_restart(job.get("HoldReasonCode"), job.get("HoldReasonSubCode")):
         yield f"{job.get('HoldReason')} after a pause"
+    elif status == 5 and str(job.get("HoldReason", "")).startswith(PAUSED):
+        yield f"{PAUSED}: it is kept from starting; `fermigrid status` says why, and how it goes on"
     elif status == 5:
         yield from explain_hold(job.get("HoldReasonCode"), job.get("HoldReasonSubCode"), str(job.get("HoldReason", "")))
         if factory and factory.get("JobMaterializeLimit") and factory.get("JobsHeld"):
@@ -375,6 +379,8 @@ def _explain_unmaterialized(factory: Facts, index: int) -> Iterator[str]:
     limits = [f"{limit} at once in the queue"] if limit else []
     limits += [f"{idle} of them waiting"] if idle else []
     yield f"in the queue now: {there}; at most {' and '.join(limits) or 'what the schedd allows'}"
+    if stay := factory.get("FermigridStay"):
+        yield f"a job that has ended keeps its place until {show_seconds(stay)} after its start (`limits.starts`)"
 
 
 def _explain_left(left: Facts) -> str:
@@ -390,6 +396,7 @@ def _explain_left(left: Facts) -> str:
 def _explain_idle(job: Facts, match: Facts | None, ahead: Facts | None, user: Facts | None) -> Iterator[str]:
     yield f"it waits, for {_age(job)}"
     yield from _explain_past(job)
+    limits = list(_limits_reached(user, float(job.get("RequestCpus") or 1))) if user else []
     if match is None or not match["slots"]:
         yield "the pool shows no machines at all" if match else "nothing is known of the pool's machines"
         return
@@ -404,12 +411,32 @@ def _explain_idle(job: Facts, match: Facts | None, ahead: Facts | None, user: Fa
         yield f"{match['willing']} of {show_count(match['slots'], 'slot')} could run it, none has room now: {busy}"
     else:
         slots = show_count(match["slots"], "slot")
-        yield f"{match['willing']} of {slots} could run it, and {match['free']} have room now: {_turn(ahead)}"
+        turn = "a limit keeps it from them" if limits else _turn(ahead)
+        yield f"{match['willing']} of {slots} could run it, and {match['free']} have room now: {turn}"
     if rejected := job.get("LastRejMatchReason"):
         yield f"the matchmaker's last word: {str(rejected).strip()}"
     if user:
-        used = float(user.get("WeightedResourcesUsed") or user.get("ResourcesUsed") or 0)
-        yield f"your priority there is {float(user.get('Priority', 0)):.1f} (large is bad), you use {used:.0f} cores"
+        priority, used = float(user.get("Priority", 0)), show_count(_cores(user), "core")
+        yield f"your priority there is {priority:.1f} (large is bad), you use {used}"
+    yield from limits
+
+
+def _limits_reached(user: Facts, cpus: float) -> Iterator[str]:
+    """Limits of cores that leave no room for so many more."""
+    ceiling = float(user.get("Ceiling", -1))
+    if 0 <= ceiling < _cores(user) + cpus:
+        yield f"the pool lets you use {show_count(round(ceiling), 'core')} at once (your ceiling), no more"
+    for group in user.get("groups", ()):
+        quota, used = float(group.get("EffectiveQuota", -1)), _cores(group)
+        if 0 <= quota < used + cpus:
+            surplus = group.get("SurplusPolicy", "no") != "no"
+            more = ": more only where others leave room" if surplus else ", and it gets no more"
+            quota_words = show_count(round(quota), "core")
+            yield f"the quota of its accounting group {group['Name']} is {quota_words}, {used} are in use{more}"
+
+
+def _cores(account: Facts) -> int:
+    return round(float(account.get("WeightedResourcesUsed") or account.get("ResourcesUsed") or 0))
 
 
 def _turn(ahead: Facts | None) -> str:
@@ -468,6 +495,8 @@ def _is_resource(clause: str) -> bool:
 
 
 def _clause(text: str) -> str:
+    if "FermigridBanned" in text:
+        return "not banned (`fermigrid status` names the banned nodes)"
     return " ".join(text.split())
 
 

@@ -14,14 +14,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
 import fermigrid
 from fermigrid.access import usual_umask
-from fermigrid.backends import PAUSED, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
+from fermigrid.backends import PAUSED, Allowed, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
 from fermigrid.backends.local_events import (
     HELD,
     RUNNING,
@@ -41,12 +41,13 @@ from fermigrid.backends.local_events import (
     write_whole,
 )
 from fermigrid.backends.local_job import Slots, folder_name, read_options
-from fermigrid.backends.local_keeper import RUNNER, TAG, UMASK
+from fermigrid.backends.local_keeper import RUNNER, TAG, UMASK, cpu_used
 from fermigrid.backends.local_runner import ANOTHER_RUNS
 from fermigrid.credential import has_secret_name, looks_secret
 from fermigrid.errors import BackendUnavailable, NotFound, SubmissionRefused
 from fermigrid.plainfile import read_plain
 from fermigrid.states import Seen
+from fermigrid.units import show_count
 
 _READ_LIMIT = 4 << 20  # bytes of events read in one call of `observe`
 _START_LIMIT = 30.0  # s for a runner to say that it runs
@@ -199,7 +200,12 @@ def explain(handle: Handle, index: int) -> tuple[str, ...]:
         before = table.states.count(WAITING, 0, index)
         said.append(f"jobs of this batch: {before} wait before it, {running} run now")
         if table.paused:
-            said.append("the batch is paused: nothing of it starts until fermigrid resume")
+            said.append("the batch is paused: nothing of it starts; fermigrid status says why")
+        allowed = table.allowed or options.allowed
+        if allowed.places is not None and running >= allowed.places:
+            said.append(f"limits: of this batch {show_count(allowed.places, 'job')} may run at a time")
+        if allowed.starts:
+            said.append(f"limits: of this batch {allowed.starts:.3g} may start in a minute")
         said.append(f"slots of this machine: {slots.in_use()} of {slots.count} in use, by all batches")
     if not table.finished and not _is_alive(folder):
         said.append("no runner is alive: fermigrid watch starts it again")
@@ -254,16 +260,42 @@ def resume(handles: Sequence[Handle]) -> None:
     _command("resume", "resumed", handles, None)
 
 
+def adjust(wanted: Sequence[tuple[Handle, Allowed]], /) -> None:
+    """Tell each batch's runner how many of its jobs may run, and begin in a minute. There is one node, no priority."""
+    for handle, allowed in wanted:
+        if not last_event(folder_of(handle.batch).events).get("finished"):
+            _command("allow", "allowed", (handle,), None, places=allowed.places, stay=allowed.stay)
+
+
+def used(handle: Handle, indices: Sequence[int], /) -> Mapping[int, float]:
+    """CPU seconds of all processes of each job that are there now, and of their children that have ended."""
+    if next(read_all(folder_of(handle.batch).events)).get("host") != socket.gethostname():
+        return {}
+    with (handle.batch.plan_dir / "items.txt").open() as items:
+        wanted, names = set(indices), {}
+        for index, line in enumerate(items):
+            if index in wanted:
+                names[line.partition(" ")[0]] = index
+    return {names[name]: cpu for name, cpu in cpu_used(handle.batch.batch_id, names).items()}
+
+
+def resolve(handles: Sequence[Handle]) -> Observation:
+    """Nobody but its events knows of a job here: its runner writes them, and ends where it cannot."""
+    del handles
+    return Observation((), Cursor())
+
+
 def silence(_: Handle, /) -> str:
     """This machine always answers itself; what its runners have to say `observe` tells."""
     return ""
 
 
-def _command(verb: str, done: str, handles: Sequence[Handle], indices: Indices) -> None:
+def _command(verb: str, done: str, handles: Sequence[Handle], indices: Indices, **more: object) -> None:
     """Leave the command in the batch's folder and see that a runner is there to obey it."""
     _check(handles, indices)
     wanted = None if indices is None else sorted(set(indices))
-    command = {"verb": verb, "indices": wanted, "reason": f"{done} by {getpass.getuser()}", "time": now()}
+    reason = f"{done} by {getpass.getuser()}"
+    command = {"verb": verb, "indices": wanted, "reason": reason, "time": now(), **more}
     for handle in handles:
         folder = folder_of(handle.batch)
         name = f"{time.time_ns():020d}.{os.getpid()}.json"

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from fermigrid.backends import JobSeen, RenderedBatch
+from fermigrid.backends import Allowed, JobSeen, RenderedBatch
 from fermigrid.states import Seen
 
 Event = Mapping[str, Any]  # one line of the event file
@@ -245,6 +245,7 @@ class Table:
     failures: dict[int, int] = field(default_factory=dict)  # by the infrastructure, of this job so far
     finished: bool = False
     paused: bool = False  # no job starts; those that run go on
+    allowed: Allowed | None = None  # how many may run, and start in a minute; None: as it was sent
 
     def __post_init__(self) -> None:
         self.states = bytearray(WAITING * self.jobs)
@@ -253,6 +254,8 @@ class Table:
         """Take in one event, in the order of the file."""
         self.finished = bool(event.get("finished"))
         self.paused = bool(event.get("paused", self.paused))
+        if "places" in event:
+            self.allowed = Allowed(event["places"], event["stay"])
         index = event.get("index")
         if index is None:
             return

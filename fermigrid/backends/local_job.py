@@ -16,20 +16,24 @@ from io import BufferedReader
 from pathlib import Path
 
 from fermigrid.access import hand_over
-from fermigrid.backends import RenderedBatch
+from fermigrid.backends import Allowed, RenderedBatch
 from fermigrid.backends.local_events import folder_of, say, try_lock
 from fermigrid.errors import SubmissionRefused
 from fermigrid.plainfile import kind_of, open_plain
+from fermigrid.report import INFRASTRUCTURE
 
 MEMORY = Path("/dev/shm")  # where the copies of secrets are, on a machine that has it
 
 
 @dataclass(frozen=True)
 class Options:
-    """The site's settings: CPUs for jobs, starts after failures of the infrastructure, s to KILL."""
+    """The site's settings: CPUs for jobs, starts after failures and the exit codes that call for one, s to KILL; and
+    how many jobs of the batch may run, and start, at first."""
 
     slots: int
+    allowed: Allowed
     retries: int
+    again: frozenset[int]
     grace: float
     scratch: Path
 
@@ -48,10 +52,21 @@ def read_options(options: Mapping[str, object]) -> Options:
     scratch = options.get("scratch")
     return Options(
         slots=number("slots", len(os.sched_getaffinity(0)), 1),
+        allowed=Allowed(number("places", 0, 1) or None, number("stay", 0, 0)),
         retries=number("retries", 1, 0),
+        again=_codes(options.get("again")),
         grace=number("grace", 20, 0),
         scratch=_private(Path(str(scratch)) if scratch else Path(tempfile.gettempdir())),
     )
+
+
+def _codes(written: object) -> frozenset[int]:
+    """Exit codes; those that charge the machine where none are given, as in batches of an older fermigrid."""
+    if written is None:
+        return INFRASTRUCTURE
+    if not isinstance(written, list) or not all(isinstance(code, int) for code in written):
+        raise SubmissionRefused(f"local: again: {written!r} is no list of exit codes")
+    return frozenset(written)
 
 
 def _private(parent: Path) -> Path:

@@ -17,7 +17,7 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -217,3 +217,25 @@ def _read(pid: int, what: str) -> bytes:
     with contextlib.suppress(OSError):
         return Path("/proc", str(pid), what).read_bytes()
     return b""
+
+
+def cpu_used(batch_id: str, jobs: Container[str]) -> dict[str, float]:
+    """CPU seconds of the processes of these jobs of a batch, with their children that have ended: proc_pid_stat(5).
+
+    A worker has the batch's id in its environment and its job in its command line; what it starts is below it.
+    """
+    tag, tick = f"{TAG}={batch_id}".encode(), os.sysconf("SC_CLK_TCK")
+    found: dict[str, float] = {}
+    for pid, state, _ in list(_processes()):
+        if state in "ZX" or tag not in _read(pid, "environ").split(b"\0"):
+            continue
+        words = _read(pid, "cmdline").decode(errors="replace").split("\0")
+        name = next((word for word in words if word in jobs), None)
+        with contextlib.suppress(ProcessLookupError):
+            name = name if os.getpgid(pid) == pid else None
+        if name is None:
+            continue
+        for each in (pid, *_below(pid, frozenset())):
+            ticks = _read(each, "stat").rpartition(b")")[2].split()[11:15]  # user, system; those of children waited for
+            found[name] = found.get(name, 0.0) + sum(map(int, ticks)) / tick
+    return found

@@ -17,12 +17,14 @@ import socket
 import sys
 import time
 from array import array
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fermigrid.backends import RenderedBatch
+from fermigrid.backends import Allowed, RenderedBatch
 from fermigrid.backends.local_events import (
     HELD,
     RUNNING,
@@ -51,13 +53,13 @@ from fermigrid.backends.local_job import (
     remove_left,
 )
 from fermigrid.backends.local_keeper import become_subreaper, kill_strays, launch, reap, sweep
-from fermigrid.report import INFRASTRUCTURE
 from fermigrid.states import Seen
 
 ANOTHER_RUNS = 3  # exit code
 
 _LOCK_LIMIT = 2.0  # s: whoever only looks whether the lock is free holds it for an instant
 _LOOK = 0.25  # s between looks for commands, for slots that other batches freed, and whether the folder is here
+_STARTS = 100_000  # that are remembered: the most that a limit may allow in a minute
 _GONE = "its run folder was moved or removed"
 
 
@@ -69,6 +71,7 @@ class Command:
     verb: str
     indices: tuple[int, ...] | None
     reason: str
+    allowed: Allowed | None = None  # of `allow`
 
 
 class Items:
@@ -101,6 +104,7 @@ class Runner:
         self.running: dict[int, Execution] = {}  # by the keeper's process id
         self.stopping: dict[int, tuple[Seen, str]] = {}  # job -> what it is when it has stopped, and why
         self.command: Command | None = None
+        self.begun = deque[float](maxlen=_STARTS)  # when jobs started, s since 1970
         self.digest = ""  # of job.env, when the batch was submitted
         self.events = EventFile(folder.events)
         self.opened = os.open(folder.path, os.O_DIRECTORY | os.O_CLOEXEC)  # and so no other folder gets its number
@@ -161,6 +165,8 @@ class Runner:
             self.digest = event.get("env", self.digest)
             if "runner" in event:
                 earlier.append(event)
+            if event.get("seen") == Seen.STARTED:
+                self.begun.append(datetime.fromisoformat(event["time"]).timestamp())
             self.table.apply(event)
         here = str(self.folder.path)
         self.events.append({"runner": os.getpid(), "host": self.host, "folder": here, "time": now()})
@@ -180,7 +186,7 @@ class Runner:
         self.table.apply(event)
 
     def _start_jobs(self) -> None:
-        while not self.table.paused and (index := self.table.find(WAITING)) is not None:
+        while not self.table.paused and self._may_start() and (index := self.table.find(WAITING)) is not None:
             slots = self.slots.take(self.cpus)
             if slots is None:
                 return
@@ -189,6 +195,7 @@ class Runner:
                 item = self.items[index]
                 folder = prepare(self.batch, item, start, self.options.scratch)
                 self._note(index, Seen.STARTED, start=start)
+                self.begun.append(time.time())
                 keeper = launch(self.batch, item, start, folder, self.options.grace, self.digest)
             except OSError as error:
                 self._hold_for(index, "13", "its scratch folder or process could not be made", error)
@@ -214,13 +221,18 @@ class Runner:
             self._note(index, asked[0], reason=asked[1], code="1/0")
         elif not self._is_here():
             self._note(index, Seen.EVICTED, reason=_GONE)
-        elif status in INFRASTRUCTURE and self.table.failures.get(index, 0) < self.options.retries:
+        elif self._again(status) and self.table.failures.get(index, 0) < self.options.retries:
             again = f"{self.table.failures.get(index, 0) + 1} of {self.options.retries}"
-            self._note(index, Seen.EVICTED, reason=f"exit code {status}: started again ({again})", failed=True)
+            why = f"exit code {status}: started again ({again})"
+            self._note(index, Seen.EVICTED, reason=why, failed=True, exit=status if status >= 0 else 128 - status)
         else:
             self._bring_back(run, status)
         remove_job(run.folder)
         Slots.give(run.slots)
+
+    def _again(self, status: int) -> bool:
+        """Does the job start once more? `status`: of the keeper."""
+        return (status if status >= 0 else 128 - status) in self.options.again
 
     def _bring_back(self, run: Execution, status: int) -> None:
         try:
@@ -241,6 +253,9 @@ class Runner:
             if path is None:
                 return
             self.command = read_command(path)
+            if self.command.allowed is not None:
+                self._allow(self.command.allowed)
+                continue
             if self.command.verb in ("pause", "resume"):
                 self._set_paused(self.command.verb == "pause")
                 continue
@@ -252,6 +267,24 @@ class Runner:
             event = {"paused": paused, "time": now()}
             self.events.append(event, sync=True)
             self.table.apply(event)
+
+    def _allow(self, allowed: Allowed) -> None:
+        if allowed != self.table.allowed:
+            event = {"places": allowed.places, "stay": allowed.stay, "time": now()}
+            self.events.append(event, sync=True)
+            self.table.apply(event)
+
+    def _may_start(self) -> bool:
+        """Is there a place for one more, and did not as many start lately as may?"""
+        allowed = self.table.allowed or self.options.allowed
+        if allowed.places is not None and len(self.running) >= allowed.places:
+            return False
+        if allowed.starts is None:
+            return True
+        most = max(1, int(allowed.starts))  # within a minute, or a longer time where it is one
+        if len(self.begun) < most:
+            return True
+        return not 0 <= time.time() - self.begun[-most] < 60 * most / allowed.starts
 
     def _apply(self, command: Command, index: int) -> None:
         state = self.table.state(index)
@@ -272,7 +305,8 @@ def read_command(path: Path) -> Command:
     """A command file, as `local` wrote it."""
     data = json.loads(path.read_text())
     indices = None if data["indices"] is None else tuple(data["indices"])
-    return Command(path, data["verb"], indices, data["reason"])
+    allowed = Allowed(data["places"], data["stay"]) if data["verb"] == "allow" else None
+    return Command(path, data["verb"], indices, data["reason"], allowed)
 
 
 def cpus_of(plan_dir: Path) -> int:

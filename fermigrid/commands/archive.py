@@ -27,12 +27,12 @@ def command(campaign: str, output: Path, quick: bool, force: bool) -> int:
     from fermigrid.archive import read_pointer, remove_rest
     from fermigrid.commands.following import following, locate, make_hand
     from fermigrid.errors import RunFolderError
-    from fermigrid.ledger import writing
+    from fermigrid.ledger_file import BUSY_S, writing
 
     folder, file = locate(campaign), output.absolute()
     pointer = read_pointer(folder)
     if pointer is None:
-        with following(folder, make_hand()) as f, writing(folder.ledger):
+        with following(folder, make_hand()) as f, writing(folder.ledger, BUSY_S):
             pointer = _archive(f, file, quick, force)
             if pointer is None:
                 click.echo("not archived: --force archives it all the same", err=True)
@@ -52,6 +52,7 @@ def _archive(f: Following, file: Path, quick: bool, force: bool) -> Pointer | No
     from fermigrid.archive import EXTRA, make_archive, pack_left_logs, point, refuse_place
     from fermigrid.audit_campaign import CampaignAudit, Subject
     from fermigrid.commands.auditing import show_totals
+    from fermigrid.summary_campaign import MEMORY, memory_to_keep
     from fermigrid.watch import look
 
     look(f)
@@ -69,7 +70,8 @@ def _archive(f: Following, file: Path, quick: bool, force: bool) -> Pointer | No
         f.ledger.note(f.hand.now(), f.hand.who, f"archives to {file} (audit: {about.audit})")
         pack_left_logs(f.folder, f.ledger.batches())
         f.ledger.settle_file()
-        pointer = make_archive(f.folder, file, about, extra)
+        Path(made, MEMORY).write_text(memory_to_keep(f), encoding="utf-8")
+        pointer = make_archive(f.folder, file, about, {**extra, MEMORY: Path(made, MEMORY)})
     point(f.folder, pointer)
     return pointer
 

@@ -1,15 +1,17 @@
-"""What the verbs that deal with a submitted campaign share: opening it, and following it with a progress bar."""
+"""What the verbs that deal with a submitted campaign share: opening it, and following it on a live screen."""
 
 from __future__ import annotations
 
 import getpass
 import os
-import re
+import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import click
@@ -17,17 +19,21 @@ import click
 from fermigrid.access import at_work_in, check_run_folder, check_team, trust_of
 from fermigrid.archive import about_of, archive_of, check_archive, unpacked
 from fermigrid.assemble import assemble_kept
+from fermigrid.attempt import gist
 from fermigrid.errors import LedgerBusy, RunFolderError
-from fermigrid.ledger import Ledger, open_ledger, writing
+from fermigrid.ledger import Ledger, open_ledger
+from fermigrid.ledger_file import BUSY_S, writing
 from fermigrid.registry import find_campaign, registries
 from fermigrid.runfolder import RunFolder
-from fermigrid.standing import Standing, standing_of
+from fermigrid.standing import Standing, standing_of, top_failures
+from fermigrid.states import State
 from fermigrid.submit import Hand
 from fermigrid.trial import as_adjusted
 from fermigrid.unattended import look_and_care
 from fermigrid.units import show_count
 from fermigrid.watch import Following, Turn, look
 
+SAID = 100  # texts that are kept while the live screen is there
 POLL_S = 2.0  # between two looks while following; a look costs one read of each event log
 
 
@@ -85,6 +91,8 @@ def refresh(f: Following) -> tuple[str, ...]:
             return look(f).problems
     except LedgerBusy:
         return ()
+    except RunFolderError as error:  # what is known can be shown
+        return (f"{error} {error.hint}".rstrip(),)
 
 
 def follow(f: Following, until_stopped: bool = False) -> Standing:
@@ -92,34 +100,43 @@ def follow(f: Following, until_stopped: bool = False) -> Standing:
 
     The writer's lock is held only while looking, so that another terminal can remove, hold and release meanwhile.
     """
-    with _bar(f) as show:
-        told: set[str] = set()
-        while True:
-            if not f.folder.ledger.is_file():
-                raise RunFolderError(f"the run folder {f.folder.path} has gone while it was followed")
-            turn = _turn(f)
-            for problem in turn.problems:
-                if (gist := problem.partition(", in ")[0]) not in told:  # the time left of a proxy is always another
-                    f.hand.tell(problem)
-                    told.add(gist)
-            tell_holds(f, told)
-            standing = standing_of(f)
-            show(standing)
-            if turn.finished or standing.stuck or (until_stopped and standing.at_rest):
-                return standing
-            if not turn.events:
-                time.sleep(float(os.environ.get("FERMIGRID_POLL_S", POLL_S)))
+    try:
+        with _screen(f) as (seen, show):
+            return _follow(seen, until_stopped, show)
+    except KeyboardInterrupt:
+        name = f.assembled.campaign.campaign
+        f.hand.tell(f"nobody looks at {name} any more: its jobs go on, and `fermigrid watch {name}` looks again")
+        raise
+
+
+def _follow(f: Following, until_stopped: bool, show: Callable[[Standing], None]) -> Standing:
+    told: set[str] = set()
+    while True:
+        if not f.folder.ledger.is_file():
+            raise RunFolderError(f"the run folder {f.folder.path} has gone while it was followed")
+        turn = _turn(f)
+        for problem in turn.problems:
+            if (words := problem.partition(", in ")[0]) not in told:  # the time left of a proxy is always another
+                f.hand.tell(problem)
+                told.add(words)
+        tell_holds(f, told)
+        standing = standing_of(f)
+        show(standing)
+        if turn.finished or standing.stuck or (until_stopped and standing.at_rest):
+            return standing
+        if not turn.events:
+            time.sleep(float(os.environ.get("FERMIGRID_POLL_S", POLL_S)))
 
 
 def tell_holds(f: Following, told: set[str]) -> None:
-    """A line for each reason for which jobs are held, unless it was `told`; reasons that differ in numbers are one."""
+    """A line for each reason for which jobs are held, unless it was `told`; those with the same gist are one."""
     found: dict[str, tuple[int, str, str]] = {}
     for reason, jobs, first in f.ledger.holds():
-        gist = f"held: {re.sub('[0-9]+', '#', reason)}"
-        known, first, reason = found.get(gist, (0, first, reason))
-        found[gist] = known + jobs, first, reason
-    for gist, (jobs, first, reason) in found.items():
-        if gist not in told:
+        key = f"held: {gist(reason)}"
+        known, first, reason = found.get(key, (0, first, reason))
+        found[key] = known + jobs, first, reason
+    for key, (jobs, first, reason) in found.items():
+        if key not in told:
             why = f"fermigrid why {f.assembled.campaign.campaign} {first}"
             f.hand.tell(f"{show_count(jobs, 'job')} held: {reason or 'no reason given'} ({why})")
     told.update(found)
@@ -134,22 +151,41 @@ def _turn(f: Following) -> Turn:
 
 
 @contextmanager
-def _bar(f: Following) -> Iterator[Callable[[Standing], None]]:
-    """A progress bar on a terminal, silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
+def _screen(f: Following) -> Iterator[tuple[Following, Callable[[Standing], None]]]:
+    """A live screen on a terminal, which also has what is told meanwhile: it is told again when the screen has gone.
+    Elsewhere nothing but what is told."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        yield f, lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.live import Live
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[states]}"), console=Console(stderr=True)) as progress:
-        task = progress.add_task(f.assembled.campaign.campaign, total=None, states="")
+    from fermigrid.screen import Screen, View
 
-        def show(standing: Standing) -> None:
-            progress.update(task, total=standing.jobs, completed=standing.ended, states=standing.words)
+    said = deque[str](maxlen=SAID)
+    screen = Screen(View(f.assembled.campaign.campaign, standing_of(f)), f.hand.now)
 
-        yield show
+    def show(standing: Standing) -> None:
+        failures = top_failures(f) if standing.counts[State.FAILED] else []
+        screen.view = View(screen.view.name, standing, failures, tuple(said), f.hand.now())
+
+    size = {"COLUMNS", "LINES"}  # rich believes them; exported by a shell, they are what the terminal was once
+    console = Console(stderr=True, _environ={name: value for name, value in os.environ.items() if name not in size})
+    before = signal.signal(signal.SIGTERM, _end)  # else it would leave the terminal as it is
+    try:
+        with Live(screen, console=console, screen=True, redirect_stdout=False, redirect_stderr=False) as live:
+            try:
+                yield replace(f, hand=replace(f.hand, tell=said.append)), show
+            finally:
+                live.update("", refresh=True)  # tmux gives lines back to the terminal that a change of its size cut off
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for text in said:
+            f.hand.tell(text)
+
+
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def control_campaign(
@@ -160,7 +196,7 @@ def control_campaign(
     from fermigrid.redo import known_runs
 
     folder = locate(campaign)
-    with following(folder, make_hand()) as f, writing(folder.ledger):
+    with following(folder, make_hand()) as f, writing(folder.ledger, BUSY_S):
         unknown = sorted(set(steps) - set(f.assembled.campaign.steps))
         if unknown:
             raise click.UsageError(f"no step {unknown[0]!r}; there are {', '.join(f.assembled.campaign.steps)}")

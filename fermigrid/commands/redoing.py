@@ -12,7 +12,7 @@ import click
 
 from fermigrid.commands.following import POLL_S, following, locate, make_hand
 from fermigrid.errors import BackendUnavailable, SecretRefused, SubmissionDoubt
-from fermigrid.ledger import writing
+from fermigrid.ledger_file import BUSY_S, writing
 from fermigrid.redo import RETRY, ROLLBACK, Redo, decide
 from fermigrid.retire import blocks_at_work, finish_decisions
 from fermigrid.standing import standing_of
@@ -28,7 +28,7 @@ PATIENCE_S = 20.0  # for jobs to leave the queue; after that `watch` goes on
 def do_again(campaign: str, plan: Callable[[Following], Redo], yes: bool) -> None:
     """Do again what `plan` says, if the person wants it."""
     folder = locate(campaign)
-    with following(folder, make_hand()) as f, writing(folder.ledger):
+    with following(folder, make_hand()) as f, writing(folder.ledger, BUSY_S):
         for problem in look(f).problems:
             f.hand.tell(problem)
         redo = plan(f)

@@ -16,16 +16,16 @@ from fermigrid.commands.options import campaign_argument
 def command(campaign: str, reason: str, quotas: tuple[str, ...], suggested: bool, early: bool) -> None:
     """Let CAMPAIGN go on after its trial, or after the circuit breaker stopped it, and send what is ready."""
     from fermigrid.commands.following import following, locate, make_hand
-    from fermigrid.ledger import writing
+    from fermigrid.ledger_file import BUSY_S, writing
     from fermigrid.resume import resume
     from fermigrid.standing import standing_of
     from fermigrid.watch import look, send
 
     folder, given = locate(campaign), _quotas(quotas)
-    with following(folder, make_hand()) as f, writing(folder.ledger):
+    with following(folder, make_hand()) as f, writing(folder.ledger, BUSY_S):
         look(f)
         done = resume(f, reason, given, suggested=suggested, early=early)
-    with following(folder, make_hand()) as f, writing(folder.ledger):  # with what it asks for now
+    with following(folder, make_hand()) as f, writing(folder.ledger, BUSY_S):  # with what it asks for now
         send(f)
         standing = standing_of(f)
     for words in done or ["nothing stood in its way"]:

@@ -9,20 +9,23 @@ import click
 
 from fermigrid.commands.options import json_option
 
+_REASONS = 3  # for which jobs failed, that are shown
+
 
 @click.command("status")
 @click.argument("campaign", required=False)
 @click.option("--check", is_flag=True, help="Exit with 1 when a job failed, was removed or got lost.")
 @click.option("--failed", is_flag=True, help="List the jobs that failed, with the reason.")
+@click.option("--batches", is_flag=True, help="A line for each batch, not for each step and site.")
 @click.option("--history", is_flag=True, help="What was done with the campaign, when and by whom.")
 @json_option
-def command(campaign: str | None, check: bool, failed: bool, history: bool, as_json: bool) -> int:
+def command(campaign: str | None, check: bool, failed: bool, batches: bool, history: bool, as_json: bool) -> int:
     """Where CAMPAIGN (its name or run folder) stands; without one, all of mine."""
     from fermigrid.commands.tables import print_json, print_table
     from fermigrid.registry import my_campaigns, registries
 
     if campaign is not None:
-        return _history(campaign, as_json) if history else _one(campaign, check, failed, as_json)
+        return _history(campaign, as_json) if history else _one(campaign, check, failed, batches, as_json)
     rows = [_summary(name, folder) for name, folder in my_campaigns(*registries(os.environ))]
     if as_json:
         print_json(rows)
@@ -61,16 +64,23 @@ def _history(campaign: str, as_json: bool) -> int:
     return 0
 
 
-def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
+def _one(campaign: str, check: bool, failed: bool, batches: bool, as_json: bool) -> int:
     from fermigrid.commands.following import following, locate, make_hand, refresh
     from fermigrid.commands.tables import print_json, print_table
-    from fermigrid.standing import ORDER, standing_of
+    from fermigrid.live import limits_words
+    from fermigrid.pace import as_data, end_words, rate_words
+    from fermigrid.standing import batches_table, standing_of, steps_table, top_failures
     from fermigrid.states import State
+    from fermigrid.units import show_count
+    from fermigrid.watch_job import in_words
 
     with following(locate(campaign), make_hand(), archived=True) as f:
         problems = refresh(f)
         standing = standing_of(f)
+        watched = in_words(f, f.hand.now())
         losers = f.ledger.jobs_in(State.FAILED) if failed else []
+        limits = list(limits_words(f))
+        reasons = top_failures(f) if standing.counts[State.FAILED] else []
     if as_json:
         rows = [
             {
@@ -95,10 +105,19 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
                 "blocked": standing.blocked,
                 "again": standing.again,
                 "rehearsed": standing.rehearsed,
+                "steps": [{"step": c.step, "site": c.site, "states": c.states} for c in standing.by_step],
+                "unsent_by_step": standing.unsent_by_step,
+                "pace": as_data(standing.pace),
+                "reasons": [{"reason": why, "jobs": jobs, "example": job} for why, jobs, job in reasons],
                 "batches": rows,
                 "failed": [{"job": j.name, "host": j.host, "code": j.code, "reason": j.reason} for j in losers],
                 "nodes": [{"host": n.host, "code": n.code, "times": n.times} for n in standing.nodes],
+                "asked": [{"job": j.name, "since": j.since, "why": j.why, "reason": j.reason} for j in standing.asked],
+                "banned": [{"site": b[0], "node": b[1], "why": b[2], "since": b[3]} for b in standing.bans],
+                "limits": limits,
+                "stuck": [{"job": j.name, "host": j.host, "why": j.why} for j in standing.idle],
                 "looked": standing.looked,
+                "watched": watched or None,
                 "halts": [{"kind": h.kind, "since": h.since, "why": h.why} for h in standing.halts],
                 "problems": problems,
             }
@@ -106,16 +125,18 @@ def _one(campaign: str, check: bool, failed: bool, as_json: bool) -> int:
     else:
         for problem in problems:
             click.echo(problem, err=True)
-        used = [state for state in ORDER if standing.counts[state]]
-        lines = [
-            [b.batch.name, b.batch.site, b.words, b.batch.counted, *(b.counts[state] for state in used)]
-            for b in standing.batches
-            if b.batch.counted  # of one all of whose jobs are done again there is nothing to say
-        ]
-        print_table(["batch", "site", "state", "jobs", *used], lines)
+        print_table(*(batches_table(standing) if batches else steps_table(standing)))
         click.echo(f"{f.assembled.campaign.campaign}: {standing.headline}")
+        for why, jobs, example in () if losers else reasons[:_REASONS]:
+            click.echo(f"failed: {show_count(jobs, 'job')}, such as {example}: {why}")
         if standing.is_open:
+            for line in limits:
+                click.echo(line)
+            if watched:
+                click.echo(watched)
             click.echo(f"fermigrid watch looked last: {standing.looked or 'never'}")
+            if standing.pace.goes_on:
+                click.echo(f"{rate_words(standing.pace)}\n{end_words(standing.pace, f.hand.now())}")
         if losers:
             print_table(["job", "host", "code", "reason"], [[j.name, j.host, j.code, j.reason] for j in losers])
     return 1 if check and not standing.good else 0

@@ -119,7 +119,7 @@ def _submit(
     from fermigrid.commands.following import follow, make_hand
     from fermigrid.commands.trial import show_trial
     from fermigrid.gate import TRIAL, is_halted
-    from fermigrid.ledger import writing
+    from fermigrid.ledger_file import BUSY_S, writing
     from fermigrid.registry import remember
     from fermigrid.standing import standing_of
     from fermigrid.submit import as_submitted, begin
@@ -127,7 +127,7 @@ def _submit(
     from fermigrid.watch import Following, send
 
     name, hand = assembled.campaign.campaign, make_hand()
-    with writing(folder.ledger):
+    with writing(folder.ledger, BUSY_S):
         ledger = begin(assembled, folder, site, [str(path) for path in search], hand, trial)
     with closing(ledger):
         check_team(folder.path, ledger.campaign().team)
@@ -136,7 +136,7 @@ def _submit(
         f = Following(ledger, folder, assembled, site, hand)
         for words in remember(folder, name, os.environ):
             hand.tell(words)
-        with writing(folder.ledger):
+        with writing(folder.ledger, BUSY_S):
             sent = send(f)
         if not sent:
             why = "was submitted before; nothing new to send" if ledger.batches() else "has no jobs: nothing to do"

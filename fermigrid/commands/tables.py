@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from fermigrid.values import Value
 
 
+_NUMBER = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?)?")  # or nothing
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(value, indent=1, ensure_ascii=False))
@@ -28,7 +32,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     that is too narrow the last column goes on below itself."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    right = [bool(cells) and all(line[i].isdigit() for line in cells) for i in range(len(header))]
+    right = [any(column) and all(map(_NUMBER.fullmatch, column)) for column in zip(*cells, strict=True)]
+    right = right or [False] * len(header)
     before = sum(width + 2 for width in widths[:-1])
     room = max(20, (_screen() or before + widths[-1]) - before)
 

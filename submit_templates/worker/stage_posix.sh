@@ -4,7 +4,8 @@
 _publish_outputs() {
     _name_outputs
     _wake_all "${set_of[output.root]}"
-    [ "${woken[0]}" != hanging ] || _finish "$STAGE_OUT" "${set_of[output.root]} does not answer on $HOSTNAME"
+    # It is not made: where it is missing it is not mounted, or HTCondor shows the job a folder of its own in its place
+    [ "${woken[0]}" = there ] || _finish "$STAGE_OUT" "output.root ${set_of[output.root]} is ${woken[0]} on $HOSTNAME"
     _put_all _put
     _link_outputs || _use_earlier
     if [ "$start" != 1 ] || [ "${set_of[generation]}" != 0 ]; then _sweep_parts; fi

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from fermigrid.backends import Backend, Cursor, Handle, JobSeen, RenderedBatch, load
+from fermigrid.backends import Allowed, Backend, Cursor, Handle, JobSeen, RenderedBatch, load
 from fermigrid.backends.local_events import batch_to_text, folder_of, read_all
 from fermigrid.backends.local_job import MEMORY
 from fermigrid.errors import NotFound, SubmissionRefused
@@ -216,6 +216,26 @@ def test_a_pause_lets_running_jobs_end_and_none_start_until_it_is_over(engine: E
     watch.until(Seen.ENDED, 2, 3)
     assert not watch.has(Seen.STARTED, 4)
     assert engine.backend.silence(handle) == ""
+
+
+def test_a_batch_keeps_to_its_places_and_starts_also_with_another_runner(engine: Engine, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    handle = engine.submit(engine.batch([f"wait={go}", *["exit=0"] * 9], places=1, slots=4))
+    watch = Watch(engine, handle)
+    watch.until(Seen.STARTED, 0)
+    assert not watch.has(Seen.STARTED, 1), "it has one place"
+    assert "of this batch 1 job may run at a time" in " ".join(engine.backend.explain(handle, 3))
+    engine.backend.adjust([(handle, Allowed(places=3, stay=60))])
+    watch.until(Seen.ENDED, 1, 2)
+    kill(runner_of(handle))
+    go.touch()
+    watch.look()  # the next runner knows what is allowed, and when jobs started
+    watch.until(Seen.STARTED, 0)
+    time.sleep(1)
+    watch.look()
+    assert not watch.has(Seen.STARTED, 3), "three have begun within a minute"
+    engine.backend.adjust([(handle, Allowed(places=3, stay=0))])
+    watch.until(Seen.ENDED, *range(10))
 
 
 # --- results

@@ -43,7 +43,7 @@ def protocol() -> dict[str, ast.FunctionDef]:
 
 
 def test_the_protocol_has_its_functions() -> None:
-    words = "explain explain_removal find hold observe pause release remove resume silence submit"
+    words = "adjust explain explain_removal find hold observe pause release remove resolve resume silence submit used"
     assert sorted(METHODS) == words.split()
 
 

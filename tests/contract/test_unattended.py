@@ -15,7 +15,7 @@ import pytest
 
 from fermigrid.commands.following import following
 from fermigrid.errors import RunFolderError
-from fermigrid.ledger import writing
+from fermigrid.ledger_file import writing
 from fermigrid.runfolder import RunFolder
 from fermigrid.submit import Hand
 from fermigrid.unattended import look_and_care

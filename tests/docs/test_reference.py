@@ -25,7 +25,11 @@ from fermigrid.units import parse_bytes, parse_seconds
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES: Mapping[str, type[BaseModel]] = {"campaign": Campaign, "site": Site, "images": Catalogue}
 TOP = {"campaign": "campaign file", "site": "site file", "images": "catalogue"}
-ELSEWHERE = {("site", "binds[]")}  # sections that another page has
+ELSEWHERE = {
+    ("site", "binds[]"),
+    ("site", "retries.rules[]"),
+    ("site", "retries.rules[].when"),
+}  # sections that another page has
 NUMBER = re.compile(r"[0-9]+\Z")
 
 
@@ -213,7 +217,7 @@ def test_options_are_those_of_the_command_line(name: str, command: click.Command
 
 
 def options_of(command: click.Command) -> list[click.Option]:
-    return [p for p in command.params if isinstance(p, click.Option)]
+    return [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
 
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS)

@@ -14,6 +14,8 @@ import jinja2
 
 from fermigrid.backends import Cursor, Handle, JobSeen, RenderedBatch
 from fermigrid.backends import htcondor as backend
+from fermigrid.retry_row import retry_row
+from fermigrid.retry_rule import BUILT_IN, in_queue
 from fermigrid.states import Seen
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "submit_templates/htcondor"
@@ -41,7 +43,7 @@ ROW: dict[str, Any] = {
     "accounting_group": None,
     "accounting_group_user": None,
     "priority": 0,
-    "retries": 2,
+    **retry_row(in_queue(BUILT_IN, 2**30, None), 2, 64),
     "has_bundle": False,
     "has_gathered": False,
     "max_materialize": None,

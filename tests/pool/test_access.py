@@ -207,11 +207,15 @@ def test_a_plan_that_is_altered_between_the_submission_and_the_start(product: Pr
     go.touch()
     run = product.folder / "fermigrid-runs/quiet"
     (job_env,) = run.glob("blocks/*/*/plan/job.env")
-    job_env.write_text(job_env.read_text() + "env=EVIL=1\n")
+    as_sent = job_env.read_text()
+    job_env.write_text(as_sent + "env=EVIL=1\n")
     shown = product.pool.run("fermi", "condor_q", cluster, "-af", "Arguments").stdout
     assert re.search(r" [0-9a-f]{64}$", shown.strip())
     assert product.pool.run("prod", "condor_qedit", cluster, "FermiGo", "true").returncode != 0
     assert product.pool.run("fermi", "condor_qedit", cluster, "FermiGo", "true").returncode == 0
+    refused = product.run("watch", "quiet", code=14)
+    assert "job.env was changed since its batch was sent: nothing is taken in" in refused.stderr
+    job_env.write_text(as_sent)
     product.run("watch", "quiet", code=1)
     (report,) = product.reports("quiet", "go.0000")
     assert (report["exit"], report["started_payload"]) == (80, False)

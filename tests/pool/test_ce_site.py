@@ -181,9 +181,9 @@ def test_a_job_that_the_ce_lost_is_held_in_words_and_handed_over_anew(product: P
     send(product, "lost", SITE, "sh", "-c", "cat /etc/fermigrid-image; [ -e /sps/go ] || sleep 20")
     wait_for(product, "lost", "running")
     change_at_ce(product, "lost", "condor_rm")
-    wait_for(product, "lost", "held")
-    told = why(product, "lost")
-    assert "Job disappeared from remote schedd" in told
+    wait_for(product, "lost", "held")  # by the event log, which is seconds before the queue
+    assert "Job disappeared from remote schedd" in why(product, "lost")
+    told = wait_for_words(product, "lost", "held: Job disappeared from remote schedd")
     assert "the CE does not know the job any more" in told
     assert "handed over anew" in told
     product.run("release", "lost")

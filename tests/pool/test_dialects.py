@@ -10,7 +10,7 @@ import pytest
 
 from tests.pool.conftest import START_LIMIT_S, Pool, call_pool, describe
 from tests.pool.product import Product
-from tests.pool.sites import finish, printed, report, send, site_like, wait_for, why
+from tests.pool.sites import finish, printed, report, send, site_like, wait_for, wait_for_words, why
 
 pytestmark = [pytest.mark.pool, pytest.mark.usefixtures("grid")]
 PILOT = "pool-pilot"
@@ -87,7 +87,7 @@ def test_a_job_whose_container_a_pilot_cannot_start_is_held_in_words(
     """The pilot's failure is all that HTCondor sees: the job is held, and tried some times."""
     send(product, "bad", site_like(product, PILOT, "pilot-bad", *changes), "true", image=image)
     wait_for(product, "bad", "held")
-    assert "the worker never began" in why(product, "bad")
+    wait_for_words(product, "bad", "the worker never began")
     product.run("remove", "bad")
 
 

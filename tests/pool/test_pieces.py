@@ -14,7 +14,7 @@ import pytest
 
 from tests.pool.conftest import START_LIMIT_S, Pool, call_pool, describe
 from tests.pool.l1 import ON_NODE, events_file
-from tests.pool.product import CHECKOUT, Product
+from tests.pool.product import CHECKOUT, UID, Product
 from tests.pool.sites import site_like
 from tests.worker.node import running_node
 from tests.worker.storage import Storage, start_xrootd
@@ -154,9 +154,11 @@ def test_a_folder_of_the_site_is_read_in_place(product: Product) -> None:
     """Through Slurm to a file system that all nodes see: nothing comes back, and nothing is sent along."""
     root = f"/sps/pieces-{os.getpid()}"
     output = ("output: {kind: transfer}", f"output: {{kind: posix, root: {root}}}")
-    process(product, site_like(product, "pool-slurm", "farm", output), timeout=600)
     here = product.pool.directory / root[1:]
+    here.mkdir()
+    os.chown(here, UID, UID)
     try:
+        process(product, site_like(product, "pool-slurm", "farm", output), timeout=600)
         found = files_in(here)
         assert {name: found[name].splitlines() for name in MERGED} == MERGED
         check_lineage(product, found)

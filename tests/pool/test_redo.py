@@ -77,8 +77,8 @@ def test_a_failed_clump_then_a_run_with_another_parameter(product: Product) -> N
 
 def begin_left(product: Product, name: str, late: int) -> Path:
     """Four runs that wait for machines that there are none of."""
-    product.write("sites/nowhere.yaml", NOWHERE.replace("LATE", str(late)))
-    product.write("left.yaml", LEFT + ("limits: {running: 1}\n" if late == 1 else ""))
+    product.write("sites/nowhere.yaml", NOWHERE.replace("LATE", f"{late}, max_materialize: {late}"))
+    product.write("left.yaml", LEFT)
     product.run("submit", "left.yaml", "--site", "nowhere", "--sites", "sites", "--run-dir", name)
     return product.folder / name
 

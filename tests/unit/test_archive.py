@@ -125,7 +125,7 @@ def test_the_audit_that_was_made_is_in_it(done: Path) -> None:
 @pytest.mark.parametrize("how", ["file", "name", "run folder"])
 def test_the_verbs_that_read_still_do(done: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     questions = (["status", "--json"], ["status", "--history", "--json"], ["why", SECOND, "--json"], ["logs", SECOND],
-                 ["logs", SECOND, "--report"], ["why", FIRST], ["status"], ["audit"])  # fmt: skip
+                 ["logs", SECOND, "--report"], ["why", FIRST], ["status"], ["audit"], ["report"])  # fmt: skip
 
     def ask(campaign: object) -> list[tuple[int, str]]:
         return [said(capsys, question[0], campaign, *question[1:])[:2] for question in questions]

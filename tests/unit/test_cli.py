@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from fermigrid import __version__, backends, cli, errors
-from fermigrid.ledger import open_ledger, writing
+from fermigrid.ledger import open_ledger
+from fermigrid.ledger_file import writing
 from fermigrid.runfolder import RunFolder
 from fermigrid.states import State
 from tests import stand_in
@@ -63,7 +64,7 @@ def test_every_verb_has_a_help_page(verb: str) -> None:
 
 
 def test_the_list_of_verbs_is_the_list_of_modules() -> None:
-    shared = {"__init__", "auditing", "following", "options", "redoing", "tables"}
+    shared = {"__init__", "auditing", "following", "options", "redoing", "tables", "watching"}
     assert {path.stem for path in (ROOT / "fermigrid/commands").glob("*.py")} - shared == set(cli.VERBS)
 
 
@@ -356,9 +357,10 @@ def test_an_uncommon_run_folder(here: Path, capsys: pytest.CaptureFixture[str], 
 
 
 def test_another_fermigrid_at_work_is_15_with_its_pid(
-    here: Path, capsys: pytest.CaptureFixture[str], system: Memory
+    here: Path, capsys: pytest.CaptureFixture[str], system: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(here, capsys)
+    monkeypatch.setattr("fermigrid.commands.following.BUSY_S", 0.1)
     with writing(here / "fermigrid-runs/small/ledger.sqlite"):
         code, _, err = call(capsys, "remove", "small")
         assert call(capsys, "status", "small")[0] == 0, "readers need no lock"

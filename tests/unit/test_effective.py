@@ -181,7 +181,7 @@ def test_steps_and_what_the_batch_system_is_asked_for(explained: CommandLineOf) 
     assert rows["resources.memory"].value == 2500 * 2**20
     assert said(rows["resources.disk"]) == ("4 GiB", "built-in", "")
     asked = of(sections, "step go at own: what the batch system is asked for")
-    assert said(asked["request_memory"]) == ("2500M", "rendered", "")
+    assert said(asked["request_memory"]) == ("2500M, and more after a hold for want of it", "rendered", "")
     assert "+SingularityImage" not in asked  # the worker starts the container
     assert not [name for name in asked if name.startswith(("fg_", "periodic", "+Fermigrid", "log"))]
 

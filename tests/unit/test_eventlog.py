@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fermigrid import eventlog
 from fermigrid.errors import RunFolderError
-from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_clusters, read_events
+from fermigrid.eventlog import EventCode, LogEvent, LogProblem, find_clusters, mark_of, read_events
 
 DATA = Path(__file__).parent / "data"
 CAPTURED = sorted(DATA.glob("*.eventlog"))
@@ -107,6 +107,16 @@ def test_a_limit_bounds_what_comes_at_once(limit: int) -> None:
     assert items == whole
 
 
+@pytest.mark.parametrize("captured", CAPTURED, ids=lambda path: path.stem)
+def test_of_events_that_are_not_asked_for_only_damage_is_told(captured: Path, log: Path) -> None:
+    torn = captured.read_bytes().replace(b"006 (", b"006 [", 1) + b"no event\n...\n"
+    everything, end = read(log, torn)
+    some, same_end = read_events(log, 0, NOW, codes=(EventCode.EXECUTE, EventCode.TERMINATED))
+    assert some == [item for item in everything if isinstance(item, LogProblem) or item.code in (1, 5)]
+    assert any(isinstance(item, LogProblem) for item in some)
+    assert end == same_end
+
+
 def test_a_log_that_is_not_there_has_no_events(log: Path) -> None:
     assert read_events(log, 0, NOW) == ([], 0)
     assert read_events(log, 17, NOW) == ([], 17)
@@ -184,6 +194,24 @@ def test_reasons_and_codes(log: Path, record: str, reason: str | None, code: int
     assert (event.reason, event.hold_code, event.hold_subcode) == (reason, code, subcode)
     assert event.hold_reason == (reason if event.code == EventCode.HELD else None)
     assert event.code == int(record[:3])
+
+
+@pytest.mark.parametrize(
+    ("line", "measured"),
+    [
+        ("Memory (MB)          :        5      128       128 ", {"Memory (MB)": 5}),
+        ("Disk (KB)            :    17     1048576   1048576 ", {"Disk (KB)": 17}),
+        ("Memory (MB)          :               128       128 ", {}),  # nobody measured it: what was asked for is no use
+        ("Cpus                 :        0        1         1 ", {}),
+    ],
+)
+def test_what_was_measured_of_a_job(log: Path, line: str, measured: dict[str, int]) -> None:
+    head = "005 (012.000.000) 2027-03-04 05:06:07 Job terminated.\n\t(1) Normal termination (return value 0)\n"
+    assert (
+        one(log, f"{head}\tPartitionable Resources :    Usage  Request Allocated \n\t   {line}\n...\n").measured
+        == measured
+    )
+    assert one(log, f"004 (012.000.000) 2027-03-04 05:06:07 Job was evicted.\n\t   {line}\n...\n").measured == {}
 
 
 def test_notes_of_submissions() -> None:
@@ -367,3 +395,16 @@ def test_find_clusters_in_captured_logs(captured: Path) -> None:
     assert len(found) > 1
     first = {batch: int(cluster) for cluster, batch in reversed(found)}
     assert {batch: next(find_clusters(captured, batch)) for batch in first} == first
+
+
+def test_a_log_is_told_from_another_in_its_place(log: Path) -> None:
+    assert mark_of(log) == 0
+    log.write_bytes(STARTED[:10])
+    assert mark_of(log) == 0, "its first line is being written"
+    log.write_bytes(STARTED)
+    mark = mark_of(log)
+    assert mark
+    log.write_bytes(STARTED + ENDED)
+    assert mark_of(log) == mark
+    log.write_bytes(ENDED + STARTED)
+    assert mark_of(log) not in (0, mark)

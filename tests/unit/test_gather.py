@@ -27,7 +27,7 @@ from fermigrid.resources import shipped
 from fermigrid.runs import Run
 from fermigrid.watch import advance, watch_once
 from tests import stand_in
-from tests.campaigns import SMALL, assemble, complaints, read_items, rows, values
+from tests.campaigns import SMALL, assemble, complaints, lines_of_jobs, read_items, rows, values
 from tests.stand_in import Memory, end_job
 from tests.unit.test_submit import campaign
 
@@ -75,10 +75,10 @@ def plan_of(a: Assembled, step: str, site: str = "local", given: object = None, 
 def gathered(plan: Plan) -> dict[str, list[dict[str, str]]]:
     """Job -> its lines."""
     found = {}
-    for row in plan.rows():
-        lines = row.line.split("\n")
-        found[row.job] = [dict(decode_row(line)) for line in lines_of_row(lines, 1)]
-        assert len(found[row.job]) == len(lines) - 1
+    for job, row in lines_of_jobs(plan):
+        lines = row.split("\n")
+        found[job] = [dict(decode_row(line)) for line in lines_of_row(lines, 1)]
+        assert len(found[job]) == len(lines) - 1
     return found
 
 
@@ -125,7 +125,7 @@ def test_the_rows_say_where_each_file_is_and_of_which_events(tmp_path: Path) -> 
 def test_placeholders_of_chunks_and_crumbs(tmp_path: Path) -> None:
     a = assemble(tmp_path, L1, TABLE)
     assert values(rows(plan_of(a, "digi"))[1], "arg") == ["/bin/true", "r1", "k001", "9", "8"]
-    first = decode_row(next(iter(plan_of(a, "recon").rows())).line.split("\n")[0])
+    first = decode_row(lines_of_jobs(plan_of(a, "recon"))[0][1].split("\n")[0])
     assert values(first, "arg") == ["/bin/true", "digi/k000.fit.gz", "u000"]
 
 
@@ -211,10 +211,10 @@ def test_a_batch_for_some_pieces_and_with_other_parameters(tmp_path: Path) -> No
     a = assemble(tmp_path, text.replace('"{crumb}"]', '"{release}"]'), TABLE)
     only = {"r1": frozenset({"k001u000", "k002u001"})}
     plan = plan_of(a, "recon", pieces=only, parameters={"release": "R2", "version": "8"})
-    jobs = [row for row in plan.rows() if row.job.startswith("recon.r1")]
-    assert [row.job for row in jobs] == ["recon.r1.k001u000", "recon.r1.k002u001"]
+    jobs = {job: line for job, line in lines_of_jobs(plan) if job.startswith("recon.r1")}
+    assert list(jobs) == ["recon.r1.k001u000", "recon.r1.k002u001"]
     assert plan.header.jobs == 2 + 2
-    row = decode_row(jobs[0].line.split("\n")[0])
+    row = decode_row(jobs["recon.r1.k001u000"].split("\n")[0])
     assert (values(row, "arg")[-1], values(row, "out.to")) == ("R2", ["r1_k001u000_v8.fit"])
     assert ("env", "REL=R2") in plan.header.worker
 

@@ -39,7 +39,7 @@ def test_the_run_time_is_whole_minutes_never_none_and_within_the_sites_limit(
 
 
 def test_slurm_gets_cpus_the_sites_options_and_a_name_that_only_one_job_has_at_a_time() -> None:
-    once = "--job-name=$(fg_job).$(fg_batch) --dependency=singleton"
+    once = "--job-name=$(fg_job).$(fg_batch) --dependency=singleton $(fg_exclude)"
     assert row(cpus=4, options=("-L sps:1", "-C cvmfs"))["extra"] == f"-L sps:1 -C cvmfs --cpus-per-task=4 {once}"
     assert row()["extra"] == once
     assert row(cpus=4)["remote"] == {}

@@ -14,6 +14,7 @@ from fermigrid.campaign import Resources
 from fermigrid.grid import Grid
 from fermigrid.report import INFRASTRUCTURE
 from fermigrid.resources import shipped
+from fermigrid.retry_rule import BUILT_IN, in_queue
 
 TEMPLATE = (shipped("submit_templates") / "htcondor/grid.sub.j2").read_text().replace("\\\n", " ")
 SANDBOX = "127.0.0.1_30728_pool_fermigrid.test_3.0_1795378998"
@@ -156,8 +157,8 @@ def test_names_and_numbers(resource: str, identity: str, name: str, number: str)
 
 def test_the_template_tries_again_what_the_words_call_silent_or_charged() -> None:
     assert f'regexp("(?i){grid.PASSING}", ' in TEMPLATE
-    (charged,) = re.findall(r"(?m)^fg_charged = .*\{([\d, ]+)\}", TEMPLATE)
-    assert {int(code) for code in charged.split(",")} == set(INFRASTRUCTURE)
+    assert "member(ExitCode ?: 0, { {{ again_worker }} })" in TEMPLATE
+    assert set(in_queue(BUILT_IN, 2**30, None).again) == set(INFRASTRUCTURE)
 
 
 def test_the_page_of_hold_reasons_tells_of_batch_systems() -> None:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fermigrid.backends import htcondor_words as words
-from fermigrid.backends.htcondor_words import HOLDS, Cure
-from fermigrid.report import INFRASTRUCTURE
+from fermigrid.backends.htcondor_words import HOLDS
+from fermigrid.retry_rule import BUILT_IN, Kind, fate_of_hold
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "submit_templates/htcondor/job.sub.j2"
@@ -68,6 +68,11 @@ def test_limits_are_named() -> None:
     assert "late materialization" in told
 
 
+def test_a_schedd_that_dies_while_it_takes_jobs_is_told_as_that() -> None:
+    told = str(words.read_submit_error("expected next ProcId to be 210, but Schedd says -1"))
+    assert told == "the schedd broke off at job 210, without a word: it ended, or is busy"
+
+
 # --- holds -------------------------------------------------------------------------------------------------
 
 
@@ -76,8 +81,7 @@ def test_a_hold_is_explained_with_its_reason_meaning_advice_and_end() -> None:
     assert told == (
         "held: Transfer input files failure: x y.rows: No such file or directory (code 13/2, TransferInputError)",
         "that means: inputs could not be sent to the machine",
-        "what to do: see that the submit machine can write the run folder (disk, quota, file system)",
-        "by itself: the job is released some times, then it leaves the queue",
+        "what to do: see that the file that the reason names is there and can be read; then `fermigrid release`",
     )
 
 
@@ -86,31 +90,14 @@ def test_an_unknown_code_is_no_failure() -> None:
     assert words.explain_hold(None, None, "why not")[0] == "held: why not (code None/0)"
 
 
-def policy(name: str) -> str:
-    """A policy's expression in the template, on one line."""
-    text = re.sub(r"\{% (?:end)?block.*?%\}", "", TEMPLATE.read_text().replace("\\\n", " "))
-    (found,) = re.findall(rf"(?m)^{name}\s*= (.*)$", text)
-    return str(found)
-
-
-def codes(expression: str) -> list[set[int]]:
-    """The sets of numbers in an expression."""
-    return [set(map(int, found.split(","))) for found in re.findall(r"\{([\d, ]+)\}", expression)]
-
-
-def test_the_template_does_with_holds_what_the_words_say() -> None:
-    by_cure = {cure: {code for code, hold in HOLDS.items() if hold.cure is cure} for cure in Cure}
-    assert codes(policy("periodic_release")) == [by_cure[Cure.RELEASED]]
-    assert codes(policy("periodic_remove")) == [by_cure[Cure.YOURS], by_cure[Cure.LEAVES]]
-
-
-def test_the_template_starts_again_what_the_report_calls_infrastructure() -> None:
-    assert codes(policy("on_exit_remove")) == [set(INFRASTRUCTURE)]
-
-
 def test_the_page_of_hold_reasons_is_the_table() -> None:
-    rows = re.findall(r"(?m)^\| (\d+) \| (\S+) \| (.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text())
-    table = [(str(code), one.label, one.meaning, one.advice, str(one.cure)) for code, one in sorted(HOLDS.items())]
+    rows = re.findall(r"(?m)^\| (\d+(?:/\d+)?) \| (\S+) \| (.+?) \| (.+?) \| (.+?) \|$", PAGE.read_text())
+    named = [end for rule in BUILT_IN for end in rule.when.ends if end.kind is Kind.HOLD and end.sub is not None]
+    ends = sorted([(code, -1) for code in HOLDS] + [(end.value, end.sub or 0) for end in named])
+    table = []
+    for code, sub in ends:
+        one, fate = HOLDS[code], fate_of_hold(code, sub if sub >= 0 else None, BUILT_IN)
+        table.append((f"{code}/{sub}" if sub >= 0 else str(code), one.label, one.meaning, one.advice, fate))
     assert rows == table
 
 
@@ -233,6 +220,28 @@ def test_a_waiting_job_whose_turn_comes() -> None:
         "the matchmaker's last word: no match found",
         "your priority there is 512.2 (large is bad), you use 17 cores",
     )
+
+
+def test_a_waiting_job_at_the_limits_of_its_account() -> None:
+    """The ceiling of the user, the quotas of the groups; none of them where there is still room below it."""
+    group = {"Name": "group_fermi.prod", "WeightedResourcesUsed": 98.0, "EffectiveQuota": 98.5, "SurplusPolicy": "no"}
+    above = group | {"Name": "group_fermi", "EffectiveQuota": 98.0, "SurplusPolicy": "byquota"}
+    user = {"Priority": 500.0, "WeightedResourcesUsed": 17.0, "Ceiling": 17, "groups": [group, above]}
+    assert explain(IDLE, match=ROOM, user=user)[-5:] == (
+        "8 of 8 slots could run it, and 3 have room now: a limit keeps it from them",
+        "your priority there is 500.0 (large is bad), you use 17 cores",
+        "the pool lets you use 17 cores at once (your ceiling), no more",
+        "the quota of its accounting group group_fermi.prod is 98 cores, 98 are in use, and it gets no more",
+        "the quota of its accounting group group_fermi is 98 cores, 98 are in use: more only where others leave room",
+    )
+    free = user | {"Ceiling": -1, "groups": [group | {"EffectiveQuota": 200.0}]}
+    assert explain(IDLE, match=ROOM, user=free)[-1].startswith("your priority there is 500.0")
+    assert explain(IDLE, match=ROOM, user=user | {"Ceiling": 100, "groups": []})[-1].startswith("your priority")
+
+
+def test_a_job_that_the_circuit_breaker_holds_waits_for_resume() -> None:
+    (told,) = explain({"JobStatus": 5, "HoldReason": "paused by fermigrid (by user fermi)", "HoldReasonCode": 1})
+    assert told == "paused by fermigrid: it is kept from starting; `fermigrid status` says why, and how it goes on"
 
 
 def test_a_waiting_job_that_no_slot_fits() -> None:

@@ -16,7 +16,9 @@ import pytest
 
 from fermigrid.backends import Cursor
 from fermigrid.errors import LedgerBusy, LedgerError
-from fermigrid.ledger import Ledger, PackedLogs, create_ledger, on_network, open_ledger, writing
+from fermigrid.ledger import Ledger, create_ledger, open_ledger
+from fermigrid.ledger_file import on_network, writing
+from fermigrid.packed_logs import PackedLogs
 from fermigrid.records import BatchRecord, CampaignRecord, JobRecord
 from fermigrid.report import Report, parse_report
 from fermigrid.schema import MIGRATIONS
@@ -316,7 +318,7 @@ def test_a_link_to_a_network_file_system_is_followed(tmp_path: Path) -> None:
 HOLD = """
 import os, signal, sys
 from pathlib import Path
-from fermigrid.ledger import writing
+from fermigrid.ledger_file import writing
 with writing(Path(sys.argv[1])):
     print(os.getpid(), flush=True)
     signal.pause()
@@ -481,7 +483,7 @@ PACK_FULL = """
 import os, sys
 from pathlib import Path
 from fermigrid.errors import LedgerError
-from fermigrid.ledger import PackedLogs
+from fermigrid.packed_logs import PackedLogs
 logs = PackedLogs(Path(sys.argv[1]) / "logs.sqlite")
 logs.pack([("a", "b", b"first")])
 try:

@@ -63,6 +63,19 @@ def test_a_campaign_in_which_all_is_well_says_nothing_of_what_is_to_come(tmp_pat
         assert (standing.headline, standing.unsent, standing.blocked) == ("3 jobs, 3 waiting", 2, 0)
 
 
+def test_what_a_halted_campaign_does_not_send_waits_for_a_person(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        for index in range(3):
+            end_job(system.landed[0], index, 0)
+        f.ledger.halt("breaker", "20 of the last 200 failed", TIME, "me")
+        watch_once(f)
+        (why,) = explain_unsent(f, "merge.r1")
+        assert why.startswith("not sent yet: nothing more starts until `fermigrid resume`, since ")
+        assert why.endswith(": 20 of the last 200 failed")
+        assert standing_of(f).pace.why_not == "not all is sent"
+
+
 @pytest.mark.parametrize(("text", "unsent"), [(SMALL, 0), (CHAIN, 2)])
 def test_a_removal_speaks_of_what_was_not_sent_only_where_there_is_such(
     tmp_path: Path, system: Memory, text: str, unsent: int
@@ -103,10 +116,12 @@ def test_each_reason_of_a_hold_is_told_once_and_equal_ones_together(tmp_path: Pa
 
         hold(0, "")
         assert said.pop() == "1 job held: no reason given (fermigrid why small go.0000)"
-        system.news += [JobSeen(system.landed[0].batch_id, 1, Seen.HELD, TIME, reason="no disk on n1", code="12/2")]
-        hold(2, "no disk on n2")
-        assert said == ["2 jobs held: no disk on n1 (fermigrid why small go.0001)"]
-        hold(3, "no disk on n3")
+        system.news += [
+            JobSeen(system.landed[0].batch_id, 1, Seen.HELD, TIME, reason="no disk on slot1_1@n1.grid", code="12/2")
+        ]
+        hold(2, "no disk on slot1_2@other.grid")
+        assert said == ["2 jobs held: no disk on slot1_1@n1.grid (fermigrid why small go.0001)"]
+        hold(3, "no disk on slot2@n3")
         assert len(said) == 1
 
 

@@ -380,10 +380,10 @@ def test_a_failed_piece_keeps_its_run_back_and_the_campaign_ends(tmp_path: Path,
 def test_a_job_without_a_report_failed_and_says_why(tmp_path: Path, system: Memory) -> None:
     with campaign(tmp_path) as f:
         watch_once(f)
-        stand_in.tell(system.landed[0], 0, Seen.ENDED, 137)
+        stand_in.tell(system.landed[0], 0, Seen.ENDED, 1)
         watch_once(f)
         (job,) = f.ledger.jobs_in(State.FAILED)
-        assert job.reason == "its log did not come back (exit code 137)"
+        assert job.reason == "its log did not come back (exit code 1)"
 
 
 def test_lost_is_not_failed_and_comes_back(tmp_path: Path, system: Memory) -> None:

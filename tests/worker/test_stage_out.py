@@ -20,7 +20,9 @@ TWO = [("out", "a.fit"), ("out.to", "sub/a.fit"), ("out", "b b"), ("out.to", "b 
 
 
 def writes(make_job: MakeJob, files: Mapping[str, str], root: Path | None = None, **what: object) -> Job:
-    """A job that writes these files, and publishes a.fit and `b b`."""
+    """A job that writes these files, and publishes a.fit and `b b`; to `root`, which is there."""
+    if root and not root.exists():
+        root.mkdir()
     script = "#!/bin/sh\n" + "".join(f"printf %s '{text}' > '{name}'\n" for name, text in files.items())
     more = {"kind": "posix", "settings": [("output.root", str(root))]} if root else {}
     return make_job(**{"args": ["./p"], "code": {"p": script}, "row": TWO, **more, **what})
@@ -47,7 +49,7 @@ def test_a_declared_output_that_is_missing(make_job: MakeJob, tmp_path: Path, ki
     job = writes(make_job, {"a.fit": "AAA"}, tmp_path / "root" if kind == "posix" else None)
     done = job.run()
     assert done.code == 87 and "b b" in done.message and done.report.outputs == () and done.report.payload_exit == 0
-    assert list((job.scratch / "out").iterdir()) == [] and not (tmp_path / "root").exists()
+    assert list((job.scratch / "out").iterdir()) == [] and not any((tmp_path / "root").glob("*"))
 
 
 @pytest.mark.fault(
@@ -82,6 +84,20 @@ def everything(root: Path) -> dict[str, str]:
 
 
 PUBLISHED = {"sub/a.fit": "AAA", "b b": "B"}
+
+
+@pytest.mark.fault(
+    fault="the folder for outputs (`output.root`) is missing on the node",
+    mode="any",
+    does="does not make it: what lies in a folder of the job's own would be lost",
+    code=88,
+)
+def test_a_root_that_is_missing_is_not_made(make_job: MakeJob, tmp_path: Path) -> None:
+    job = writes(make_job, BOTH, tmp_path / "root")
+    (tmp_path / "root").rmdir()
+    done = job.run()
+    assert done.code == 88 and f"output.root {tmp_path}/root is missing on" in done.message
+    assert not (tmp_path / "root").exists()
 
 
 def test_posix(make_job: MakeJob, tmp_path: Path) -> None:
