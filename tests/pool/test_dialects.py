@@ -113,8 +113,10 @@ def test_the_container_universe_runs_the_job_in_its_image(product: Product) -> N
 def test_the_container_universe_does_not_heal_itself_and_is_given_up(product: Product, image: str) -> None:
     send(product, "never", UNIVERSE, "true", image=image)
     finish(product, "never", code=1)
-    assert json.loads(product.run("status", "never", "--json").stdout)["states"]["removed"] == 1
-    assert "could start the container, 5 tried" in why(product, "never")
+    assert json.loads(product.run("status", "never", "--json").stdout)["states"]["held"] == 1
+    told = why(product, "never")
+    assert "it left the queue, and waits for a person" in told
+    assert "could start the container, 5 tried" in told
 
 
 @pytest.mark.drill
