@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PHASES = ("setup", "secrets", "image", "stage_in", "payload", "stage_out")
+_NUMBER = re.compile(r"(?<!code )(?<!signal )(?<![0-9])[0-9]+")
 RUNGS = ("site", "path", "cache", "http", "registry", "none")
 TEXT = 200  # characters of a cause
 
@@ -96,5 +97,6 @@ def _short(value: object, most: int) -> str:
 
 
 def gist(reason: str) -> str:
-    """A reason without what differs from job to job: its numbers, and the slot that told it (`slot1_2@node7`)."""
-    return _short(re.sub("[0-9]+", "#", re.sub(r"[\w.-]+@[\w.-]+", "…", reason)), TEXT) or "no reason given"
+    """A reason without what differs from job to job: its numbers, but exit codes and signals, and the slot that told it
+    (`slot1_2@node7`)."""
+    return _short(_NUMBER.sub("#", re.sub(r"[\w.-]+@[\w.-]+", "…", reason)), TEXT) or "no reason given"

@@ -15,7 +15,7 @@ from fermigrid.errors import Problem
 from fermigrid.placeholder import compile_text
 from fermigrid.plan import Assembled, constants_of, variables_of
 from fermigrid.retry_rule import contradictions
-from fermigrid.split import CHUNKS, count_chunks, unrelated
+from fermigrid.split import CHUNKS, CLUMPS, count_chunks, unrelated
 from fermigrid.units import show_bytes, show_count
 
 
@@ -108,12 +108,13 @@ def _pieces(a: Assembled, name: str, step: Step) -> Iterator[Problem]:
         yield a.source.problem(("steps", name, "foreach"), text)
         return
     size = (step.split or Split()).events
-    large = [run for run in a.runs if count_chunks(run.events or 0, size) > CHUNKS]
-    if step.foreach != "clump" and large:
+    what, most = ("clumps", CLUMPS) if step.foreach == "clump" else ("chunks", CHUNKS)
+    large = [run for run in a.runs if count_chunks(run.events or 0, size) > most]
+    if large:
         first, others = large[0], f" (and {show_count(len(large) - 1, 'more run')})" if len(large) > 1 else ""
         text = (
-            f"{first.name} has {first.events} events: {count_chunks(first.events or 0, size)} chunks of {size} at most"
-            f"{others}. A run has {CHUNKS} chunks at most: make them larger with split: {{events: N}}"
+            f"{first.name} has {first.events} events: {count_chunks(first.events or 0, size)} {what} of {size} at most"
+            f"{others}. A run has {most} {what} at most: make them larger with split: {{events: N}}"
         )
         yield a.source.problem(("steps", name, "foreach"), text)
 

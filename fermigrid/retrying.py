@@ -180,7 +180,7 @@ def _together(f: Following, again: Sequence[tuple[_Case, Verdict]]) -> Iterator[
     """Those whose time has come: they have waited, and for the others of their step of a block, which ended or which
     nobody wants to wait for any longer."""
     now, counts = f.hand.now(), f.ledger.counts()
-    alive = {(b.block, b.step) for b in f.ledger.batches() if not has_ended(b, counts.get(b.id, {}))}
+    alive = {(b.block, b.step) for b in f.ledger.batches() if _goes_on(b, counts.get(b.id, {}))}
     groups = defaultdict[tuple[str, str], list[tuple[_Case, Verdict]]](list)
     for case, verdict in again:
         if _age(case.job.since, now) >= verdict.wait_s:
@@ -188,6 +188,14 @@ def _together(f: Following, again: Sequence[tuple[_Case, Verdict]]) -> Iterator[
     for place, group in groups.items():
         if place not in alive or max(_age(case.job.since, now) for case, _ in group) >= GATHER_S:
             yield from group
+
+
+def _goes_on(batch: BatchRecord, by_state: Mapping[State, int]) -> bool:
+    """Does a job of it come to an end by itself? A held one may wait for a person, and for how long nobody knows."""
+    return (
+        not has_ended(batch, by_state)
+        and sum(count for state, count in by_state.items() if state.final or state is State.HELD) < batch.counted
+    )
 
 
 def _age(since: str, now: datetime) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fermigrid.campaign import Split, Step
 from fermigrid.runs import Run
 
+CLUMPS = 100_000  # the most of a run: more is a slip of the pen in the table or the split
 CHUNKS = 1000  # the most of a run, as in L1 processing: k000 to k999
 _THOUSANDTHS = 1000
 _EVERY: Mapping[str, frozenset[str]] = {}

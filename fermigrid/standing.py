@@ -67,6 +67,7 @@ class Standing:
     asked: tuple[Asked, ...] = ()  # jobs that left the queue and wait for a person
     idle: tuple[StuckJob, ...] = ()  # jobs that run and do nothing
     bans: tuple[tuple[str, str, str, str], ...] = ()  # (site, node, why, since) of nodes that get no more jobs
+    undecided: bool = False  # has a job ended badly of which the rules have not said yet what becomes of it?
 
     @property
     def being_removed(self) -> bool:
@@ -162,6 +163,8 @@ class Standing:
     @property
     def stuck(self) -> bool:
         """Is nothing left but jobs of which the batch system knows no more, or that wait for a person outside it?"""
+        if self.undecided or self.again:
+            return False
         left = self.counts[State.UNKNOWN] + len(self.asked)
         return left > 0 and self.ended + left == self.jobs
 
@@ -227,6 +230,7 @@ def standing_of(f: Following) -> Standing:
         tuple(book.asked()),
         tuple(book.stuck()),
         tuple(ledger.bans()),
+        book.has_unjudged(),
     )
 
 
@@ -251,7 +255,9 @@ def top_failures(f: Following, most: int = 5) -> list[tuple[str, int, str]]:
     found: dict[str, tuple[int, str, str]] = {}
     for reason, jobs, example in f.ledger.failure_reasons():
         known, shown, first = found.get(alike := gist(reason), (0, reason, example))
+        if example < first:
+            shown, first = reason, example
         if known or len(found) < _REASONS:
-            found[alike] = known + jobs, shown, min(first, example)
+            found[alike] = known + jobs, shown, first
     ordered = sorted(found.values(), key=lambda one: (-one[0], one[2]))
     return [(reason, jobs, example) for jobs, reason, example in ordered[:most]]

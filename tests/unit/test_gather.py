@@ -423,3 +423,13 @@ def test_a_run_has_a_thousand_chunks_at_most(tmp_path: Path) -> None:
 def test_a_column_may_not_have_the_name_of_a_placeholder(tmp_path: Path) -> None:
     (said,) = complaints(tmp_path, L1, "run,events,crumb\nr1,5,x\n")
     assert "its column 'crumb' has the name of a placeholder" in said
+
+
+def test_a_run_has_no_more_clumps_than_anybody_wants(tmp_path: Path) -> None:
+    """A number of events that slipped would be millions of jobs, and `check` would count them all."""
+    text = SMALL.replace("command:", "foreach: clump\n    split: {events: 50}\n    command:").replace(
+        "{run}.fit", "{job}"
+    )
+    text = text.replace("runs: {count: 2}", "runs: {table: runs.csv}")
+    (said,) = complaints(tmp_path, text, "run,events\nr1,9999999999\n")
+    assert "r1 has 9999999999 events: 200000000 clumps of 50 at most. A run has 100000 clumps at most" in said

@@ -435,3 +435,19 @@ def test_a_hold_that_the_queue_does_not_show_yet_is_told_by_the_event_log(tmp_pa
         (found,) = find_job(f.ledger, f.folder, "go.0000")
         told = list(explain_job(f, found))
         assert "its event log says that it is held, the queue not yet: Job disappeared from remote schedd" in told
+
+
+def test_a_job_that_a_person_must_decide_about_keeps_no_retry_waiting(tmp_path: Path, system: Memory) -> None:
+    """And `watch` does not end before the retry is made."""
+    text = SMALL + rules("{when: {exit: 7}, do: wait, after: 40 s}", "{when: {hold: 46}, do: ask}")
+    with campaign(tmp_path, text) as f:
+        watch_once(f)
+        leave_held(system.landed[0], 0, "46/0")
+        end_job(system.landed[0], 1, 7)
+        watch_once(f)
+        assert RetryBook(f.ledger).asked() and not standing_of(f).stuck
+        watch_once(later(f, 60))
+        assert sent(f) == ["small.b0000.go.g0", "small.b0000.go.g1"]
+        end_job(system.landed[1], 0, attempt="g1.s1.aaaaaaaa")
+        watch_once(later(f, 61))
+        assert standing_of(f).stuck

@@ -14,7 +14,7 @@ from fermigrid.control import control
 from fermigrid.explain import explain_job
 from fermigrid.find_job import find_job
 from fermigrid.runfolder import RunFolder
-from fermigrid.standing import standing_of
+from fermigrid.standing import standing_of, top_failures
 from fermigrid.states import Seen
 from fermigrid.submit import begin, prepare
 from fermigrid.unsent import explain_unsent
@@ -158,3 +158,13 @@ def test_a_key_that_decides_is_told_with_its_line(tmp_path: Path, system: Memory
     (own / "local.yaml").write_text("site: local\n")
     assert f"(htcondor.grid.queue, {run.sites}/0/local.yaml:{site_line})" in told()[1]
     ledger.close()
+
+
+def test_a_reason_is_told_with_a_job_that_has_it_and_exit_codes_are_reasons(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, SMALL.replace("count: 2", "count: 4")) as f:
+        watch_once(f)
+        for index, code in enumerate((7, 3, 3, 139)):
+            end_job(system.landed[0], index, code)
+        watch_once(f)
+        assert [(jobs, first) for _, jobs, first in top_failures(f)] == [(2, "go.0001"), (1, "go.0000"), (1, "go.0003")]
+        assert ["exit code 3" in top_failures(f)[0][0], "exit code 7" in top_failures(f)[1][0]] == [True, True]
