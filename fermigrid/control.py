@@ -1,4 +1,4 @@
-"""Remove, hold and release: a person's hand on jobs that are submitted."""
+"""Remove, hold and release: a person's hand on jobs that are submitted, and on what is not sent yet."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ from collections.abc import Sequence
 from itertools import product
 
 from fermigrid import backends, watch_job
+from fermigrid.advance import Withheld, needed_places
 from fermigrid.errors import SubmissionRefused
 from fermigrid.find_job import find_job, jobs_of_places
+from fermigrid.progress import progress_of
 from fermigrid.records import Asked
 from fermigrid.redo import decide, plan_retry
 from fermigrid.retry_book import RetryBook
+from fermigrid.split import count_jobs
 from fermigrid.standing import standing_of
+from fermigrid.states import State
 from fermigrid.submit import certainly_not_sent, handle_of
 from fermigrid.units import show_count
 from fermigrid.watch import Following
+from fermigrid.withheld_book import WithheldBook
+
+_KINDS = {"remove": Withheld.REMOVED, "hold": Withheld.HELD, "release": None}
 
 
 def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str], runs: Sequence[str] = ()) -> int:
-    """Do `action` (remove, hold, release) to all jobs, those of some steps or runs, or some by name; returns how many.
+    """Do `action` (remove, hold, release) to all jobs, those of some steps or runs, or some by name; returns how many:
+    of those that are not sent yet, too, and for release of those that were held.
 
     The caller holds the writer's lock. Raises NotFound for a job that was not submitted, BackendUnavailable when the
     batch system does not answer: then some may be done and others not, and doing it again is harmless. A campaign whose
@@ -34,7 +42,8 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
     wanted: dict[str, list[int] | None] = {}
     batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}
     counts = {standing.batch.id: standing.counts for standing in standing_of(f).batches}
-    total = 0
+    concerned = (State.HELD,) if action == "release" else tuple(state for state in State if not state.final)
+    total = 0 if jobs or whole else _withhold(f, action, steps, runs)
     if jobs:
         by_batch = defaultdict[str, list[int]](list)
         for name in jobs:
@@ -48,14 +57,14 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
         for job in jobs_of_places(f.ledger, f.folder, f.assembled, places):
             if job.batch in batches and not job.state.final:
                 by_batch[job.batch].append(job.index)
-                total += 1
+                total += job.state in concerned
         wanted.update(by_batch)
     else:
         for batch in batches.values():
             alive = sum(count for state, count in counts[batch.id].items() if not state.final)
             if alive and (not steps or batch.step in steps):
                 wanted[batch.id] = None
-                total += alive
+                total += sum(counts[batch.id][state] for state in concerned)
     _decide_asked(f, action, wanted)
     for batch_id, indices in wanted.items():
         if indices == []:
@@ -77,6 +86,30 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
     if whole:
         watch_job.end(f)
     return total
+
+
+def _withhold(f: Following, action: str, steps: Sequence[str], runs: Sequence[str]) -> int:
+    """Write down what is to become of the jobs that are not sent yet; returns how many these are."""
+    a, book, known = f.assembled, WithheldBook(f.ledger), progress_of(f.ledger, f.assembled)
+    before, kind = book.places(), _KINDS[action]
+    places, count = list[tuple[str, str]](), 0
+    for block, run, step in needed_places(a.campaign, a.runs, known, a.trial):
+        place = step, run.name
+        now = before.get(place)
+        if (steps and step not in steps) or (runs and run.name not in runs) or now in (kind, Withheld.REMOVED):
+            continue
+        pieces = known[block, step].pieces if (block, step) in known else {}
+        if jobs := count_jobs(a.campaign.steps[step], [run], pieces):
+            places.append(place)
+            count += jobs
+    if places:
+        of = ", ".join(dict.fromkeys(step for step, _ in places))
+        what = f"{action} of {show_count(count, 'job')} not sent yet: {of}"
+        if kind:
+            book.withhold(kind, places, f.hand.now(), f.hand.who, what)
+        else:
+            book.give_back(places, f.hand.now(), f.hand.who, what)
+    return count
 
 
 def _decide_asked(f: Following, action: str, wanted: dict[str, list[int] | None]) -> None:

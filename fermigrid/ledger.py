@@ -290,11 +290,11 @@ class Ledger:
         where = f"WHERE batch = ? AND state IN ({others}) AND retired IS NULL ORDER BY idx"
         return self._jobs(f"INDEXED BY job_state {where}", (batch,))
 
-    def names_not_done(self, batch: str) -> list[str]:
-        """The names of the same jobs."""
+    def not_done(self, batch: str) -> list[tuple[str, State]]:
+        """The names and states of the same jobs."""
         others = ", ".join(f"'{state}'" for state in State if state is not State.DONE)
         where = f"INDEXED BY job_state WHERE batch = ? AND state IN ({others}) AND retired IS NULL"
-        return [name for (name,) in self._rows(f"SELECT name FROM job {where}", (batch,))]
+        return [(name, State(state)) for name, state in self._rows(f"SELECT name, state FROM job {where}", (batch,))]
 
     def jobs_of(self, batch: str) -> list[JobRecord]:
         """The jobs of a batch that have a row, retired ones too."""
@@ -547,14 +547,14 @@ class Ledger:
 
     def watching(self) -> Watching | None:
         """What `watch` saw last; None before it looked for the first time."""
-        rows = self._rows("SELECT looked, changed, asked, silent, why FROM watching")
+        rows = self._rows("SELECT looked, changed, asked, silent, why, cared FROM watching")
         return Watching(*rows[0]) if rows else None
 
     def watched(self, now: Watching) -> None:
         """`watch` has looked."""
         with self._transaction() as db:
-            values = (now.looked, now.changed, now.asked, now.silent, now.why)
-            db.execute("INSERT OR REPLACE INTO watching VALUES (1, ?, ?, ?, ?, ?)", values)
+            values = (now.looked, now.changed, now.asked, now.silent, now.why, now.cared)
+            db.execute("INSERT OR REPLACE INTO watching VALUES (1, ?, ?, ?, ?, ?, ?)", values)
 
     def watch_job(self) -> WatchJob | None:
         """The schedd's job that watches, or watched last; None where there never was one."""

@@ -161,13 +161,15 @@ class AttemptRecord:
 
 @dataclass(frozen=True)
 class Watching:
-    """What `watch` saw last: times as text; `silent` is since when a batch system has not answered, and `why`."""
+    """What `watch` saw last: times as text; `silent` is since when a batch system has not answered, and `why`; `cared`:
+    when people were told what they must know, if there was anything."""
 
     looked: str
     changed: str
     asked: str | None = None
     silent: str | None = None
     why: str = ""
+    cared: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fermigrid.accept import Items
-from fermigrid.advance import Overrides
+from fermigrid.advance import Overrides, Withheld
 from fermigrid.campaign import Campaign, Step
 from fermigrid.check import find_problems
 from fermigrid.config import nearest
@@ -25,11 +25,12 @@ from fermigrid.progress import names_of
 from fermigrid.records import JobRecord
 from fermigrid.retire import OldOutputs
 from fermigrid.retry_book import RetryBook
-from fermigrid.split import run_of
+from fermigrid.split import count_jobs, run_of
 from fermigrid.states import State
 from fermigrid.submit import certainly_not_sent
 from fermigrid.units import show_count
 from fermigrid.watch import Following
+from fermigrid.withheld_book import WithheldBook
 
 _SHOWN = 3
 _NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)\Z", re.DOTALL)
@@ -49,6 +50,7 @@ class Redo:
     alive: int = 0
     aside: int = 0
     untouched: tuple[str, ...] = ()
+    given_back: Mapping[tuple[str, str], int] = field(default_factory=dict)  # removed before it was sent -> jobs
 
     @property
     def words(self) -> Iterator[str]:
@@ -56,6 +58,8 @@ class Redo:
         what = ", ".join(f"{step}: {show_count(count, 'job')}" for step, count in self.again.items())
         yield f"{self.kind}: {self.why}"
         yield f"done again: {what or 'nothing that was sent so far'}"
+        if self.given_back:
+            yield f"sent after all: {show_count(sum(self.given_back.values()), 'job')} removed before they were sent"
         if self.alive:
             yield f"{show_count(self.alive, 'job')} that did not end yet: removed first"
         if self.aside:
@@ -112,7 +116,9 @@ def plan_retry(
     every = [*(job for job in mine if (job.batch, job.index) not in known), *dependants]
     now = f.ledger.overrides()
     overrides = _versions(f, {place: now.get(place, {}) for place in whole}, {})
-    return _redo(f, RETRY, some([job.name for job in mine]), every, overrides, whole)
+    back = {} if jobs or only_failed else _given_back(f, steps, runs)
+    what = some([job.name for job in mine]) or some([f"{step}.{run}" for step, run in back])
+    return replace(_redo(f, RETRY, what, every, overrides, whole), given_back=back)
 
 
 def plan_rollback(f: Following, runs: Sequence[str], first: str | None, settings: Mapping[str, str]) -> Redo:
@@ -135,12 +141,25 @@ def plan_rollback(f: Following, runs: Sequence[str], first: str | None, settings
     jobs = list(jobs_of_places(f.ledger, f.folder, f.assembled, places))
     text = f"{some(list(runs))} from {first} on" if first else f"{some(list(runs))}, all steps"
     given = "".join(f" {name}={value}" for name, value in settings.items())
-    return _redo(f, ROLLBACK, text + (f" with{given}" if given else ""), jobs, overrides, places)
+    redo = _redo(f, ROLLBACK, text + (f" with{given}" if given else ""), jobs, overrides, places)
+    return replace(redo, given_back=_given_back(f, steps, runs))
 
 
 def decide(f: Following, redo: Redo) -> int:
     """Write it down: from here on it is done, whatever is killed. Returns the number of the decision."""
+    if redo.given_back:
+        WithheldBook(f.ledger).give_back(redo.given_back, f.hand.now(), f.hand.who, f"{redo.kind}: {redo.why}")
     return f.ledger.decide(redo.kind, redo.why, redo.jobs, redo.overrides, f.hand.now(), f.hand.who)
+
+
+def _given_back(f: Following, steps: Sequence[str], runs: Sequence[str]) -> dict[tuple[str, str], int]:
+    """What was removed before it was sent, of these steps and runs: with the number of jobs."""
+    campaign, table = f.assembled.campaign, {run.name: run for run in f.assembled.runs}
+    return {
+        (step, run): count_jobs(campaign.steps[step], [table[run]])
+        for (step, run), kind in WithheldBook(f.ledger).places().items()
+        if kind is Withheld.REMOVED and (not steps or step in steps) and (not runs or run in runs)
+    }
 
 
 def _redo(

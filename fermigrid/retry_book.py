@@ -6,6 +6,7 @@ The one user of these tables beside `ledger.py`, which calls the functions below
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -50,12 +51,13 @@ class RetryBook:
         where = "ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL AND state <> 'held'"
         return bool(self._ledger.select(f"SELECT 1 FROM job INDEXED BY job_unruled WHERE {where} LIMIT 1"))
 
-    def unjudged_blocks(self) -> set[str]:
-        """The blocks of such jobs."""
+    def undecided(self) -> dict[str, set[str]]:
+        """The names of such jobs, by batch."""
         where = "ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL AND state <> 'held'"
-        query = f"SELECT DISTINCT batch FROM job INDEXED BY job_unruled WHERE {where}"
-        batches = {batch for (batch,) in self._ledger.select(query)}
-        return {batch.block for batch in self._ledger.batches() if batch.id in batches} if batches else set()
+        found = defaultdict[str, set[str]](set)
+        for batch, name in self._ledger.select(f"SELECT batch, name FROM job INDEXED BY job_unruled WHERE {where}"):
+            found[batch].add(name)
+        return found
 
     def judged(self, jobs: Iterable[JobRecord], tries: Iterable[str] = ()) -> None:
         """It is decided what becomes of these; `tries`: those of them that go on in their queue, once more."""

@@ -20,7 +20,7 @@ from fermigrid.backends import GIVEN_UP
 from fermigrid.errors import BackendUnavailable, SubmissionRefused
 from fermigrid.eventlog import find_measured
 from fermigrid.plan import job_name, rules_of
-from fermigrid.progress import has_ended
+from fermigrid.progress import Undecided, has_ended
 from fermigrid.records import BatchRecord, JobRecord, StuckJob
 from fermigrid.report import payload_exit_of
 from fermigrid.retry_book import RetryBook
@@ -65,11 +65,11 @@ def tend(f: Following) -> list[str]:
     return problems
 
 
-def blocks_to_judge(f: Following) -> set[str]:
-    """The blocks with jobs that ended badly and may be done again: nothing of them is sent before that is known."""
+def undecided(f: Following) -> Undecided:
+    """The jobs that ended badly and may be done again: nothing is made without them before that is known."""
     if f.ledger.campaign().stopped or f.assembled.campaign.messages:
-        return set()
-    return RetryBook(f.ledger).unjudged_blocks()
+        return {}
+    return RetryBook(f.ledger).undecided()
 
 
 def as_it_is_now(f: Following, work: Work) -> Work:

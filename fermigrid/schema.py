@@ -282,4 +282,15 @@ MIGRATIONS = (
         ended TEXT                     -- when it found nothing left to wait for, or was removed with the campaign
     ) STRICT;
     """,
+    """
+    ALTER TABLE watching ADD COLUMN cared TEXT;  -- when the batch systems were asked and people told, if need be
+    CREATE TABLE withheld (            -- what a person held or removed before it was sent
+        step TEXT NOT NULL,
+        run TEXT NOT NULL,
+        kind TEXT NOT NULL,            -- held, removed
+        since TEXT NOT NULL,
+        who TEXT NOT NULL,
+        PRIMARY KEY (step, run)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )

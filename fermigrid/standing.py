@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from fermigrid.advance import count_blocked
+from fermigrid.advance import Withheld, count_blocked, count_withheld
 from fermigrid.attempt import gist
 from fermigrid.metrics import Counts
 from fermigrid.pace import Pace, pace_of, show_rate, since_when
@@ -18,6 +18,7 @@ from fermigrid.split import count_jobs
 from fermigrid.states import ORDER, State
 from fermigrid.units import show_count
 from fermigrid.watch import Following
+from fermigrid.withheld_book import WithheldBook
 
 KEEPS_FAILING = 3  # starts that failed for a reason of the node's
 NODES_SHOWN = 10
@@ -67,6 +68,8 @@ class Standing:
     asked: tuple[Asked, ...] = ()  # jobs that left the queue and wait for a person
     idle: tuple[StuckJob, ...] = ()  # jobs that run and do nothing
     bans: tuple[tuple[str, str, str, str], ...] = ()  # (site, node, why, since) of nodes that get no more jobs
+    held_unsent: int = 0  # jobs that a person held before they were sent
+    removed_unsent: int = 0  # jobs that a person removed before they were sent; they are among the blocked ones
     undecided: bool = False  # has a job ended badly of which the rules have not said yet what becomes of it?
 
     @property
@@ -121,8 +124,13 @@ class Standing:
             text += "\nit was removed, and the batch system did not confirm it: `fermigrid remove` again does the rest"
         elif self.stopped and self.unsent:
             text += f"\nit was removed: nothing more of it is sent (not sent yet: {show_count(self.unsent, 'job')})"
-        elif self.blocked:
-            text += f"\nnever sent, because what comes before failed or was removed: {show_count(self.blocked, 'job')}"
+        elif lost := self.blocked - self.removed_unsent:
+            text += f"\nnever sent, because what comes before failed or was removed: {show_count(lost, 'job')}"
+        if self.removed_unsent and not self.stopped:
+            jobs = show_count(self.removed_unsent, "job")
+            text += f"\nremoved before they were sent: {jobs} (`fermigrid retry` sends them after all)"
+        if self.held_unsent and not self.stopped:
+            text += f"\nheld before they were sent: {show_count(self.held_unsent, 'job')} (until `fermigrid release`)"
         if self.again:
             text += f"\nto be sent again: {show_count(self.again, 'job')}"
         for decision in self.retiring:
@@ -158,6 +166,7 @@ class Standing:
     def good(self) -> bool:
         """Has no job failed, been removed or got lost, is none withheld, and has every output its final name?"""
         bad = sum(self.counts[state] for state in (State.FAILED, State.REMOVED, State.UNKNOWN)) + len(self.asked)
+        bad += self.held_unsent + self.removed_unsent
         return bad + self.unpublished == 0 and not self.stopped
 
     @property
@@ -208,7 +217,9 @@ def standing_of(f: Following) -> Standing:
         batches.append(BatchStanding(batch, by_state))
     campaign, runs = f.assembled.campaign, f.assembled.runs
     unsent = {name: count_jobs(step, runs) for name, step in campaign.steps.items()}
-    blocked = count_blocked(campaign, runs, progress_of(f.ledger, f.assembled), f.assembled.trial)
+    known, withheld = progress_of(f.ledger, f.assembled), WithheldBook(ledger).places()
+    blocked = count_blocked(campaign, runs, known, f.assembled.trial, withheld)
+    by_person = count_withheld(campaign, runs, known, f.assembled.trial, withheld)
     halts = tuple(ledger.halts())
     for one in batches:
         unsent[one.batch.step] -= one.batch.counted
@@ -230,6 +241,8 @@ def standing_of(f: Following) -> Standing:
         tuple(book.asked()),
         tuple(book.stuck()),
         tuple(ledger.bans()),
+        by_person[Withheld.HELD],
+        by_person[Withheld.REMOVED],
         book.has_unjudged(),
     )
 

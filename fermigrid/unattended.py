@@ -14,6 +14,7 @@ from fermigrid.errors import FermigridError, LedgerError
 from fermigrid.gate import TRIAL, is_halted
 from fermigrid.metrics import write_metrics
 from fermigrid.records import Watching
+from fermigrid.retry_book import RetryBook
 from fermigrid.standing import Standing, standing_of
 from fermigrid.states import State
 from fermigrid.submit import handle_of
@@ -53,23 +54,29 @@ def _was_quiet_for_long(f: Following) -> bool:
 
 
 def _care(f: Following, turn: Turn, always: bool) -> list[str]:
-    """Write down that `watch` looked; every minute ask, tell and write metrics. Returns problems, in words."""
+    """Write down that `watch` looked; every minute, and when a person is needed, ask, tell and write metrics. Returns
+    problems, in words."""
     now, before = f.hand.now(), f.ledger.watching()
     stamp = now.isoformat(timespec="seconds")
     moved = bool(turn.events or turn.judged or turn.submitted)
     if before is None or _age(before.changed, now) is None:  # the first look, or the clock was set back
         moved = True
     changed = stamp if moved or before is None else before.changed
-    age = _age(before.looked, now) if before else None
-    if not always and before and age is not None and age < CARE_S:
-        if moved:
-            f.ledger.watched(replace(before, changed=changed))
+    age = _age(before.cared, now) if before and before.cared else None
+    if before and not (always or age is None or age >= CARE_S or _is_needed(f, before)):
+        f.ledger.watched(replace(before, looked=stamp, changed=changed))
         return []
     alerts, problems = alerts_or_none(f.assembled.campaign, f.hand.environment)
     heard = _listen(f, before, now, min(ASK_S, alerts.silence / 4))
-    watching = Watching(stamp, changed, heard.asked, heard.silent, heard.why)
+    watching = Watching(stamp, changed, heard.asked, heard.silent, heard.why, stamp)
     f.ledger.watched(watching)
     return [*problems, *_tell(f, turn, watching, alerts)]
+
+
+def _is_needed(f: Following, before: Watching) -> bool:
+    """Is a person needed since the last look? `watch` may end before it tells in its turn."""
+    since = [*(halt.since for halt in f.ledger.halts()), *(asked.since for asked in RetryBook(f.ledger).asked())]
+    return any(one >= before.looked for one in since)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fermigrid.advance import RunState, block_of, runs_of_block
+from fermigrid.advance import RunState, Withheld, block_of, runs_of_block
 from fermigrid.plan import Assembled, job_name
 from fermigrid.progress import names_of, progress_of
-from fermigrid.records import BatchRecord
+from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.retire import blocks_at_work
 from fermigrid.split import count_jobs, pieces_of, run_of
 from fermigrid.standing import HALTED
 from fermigrid.states import State
 from fermigrid.watch import Following, why_not_sent
+from fermigrid.withheld_book import WithheldBook
 
 _SHOWN = 3  # jobs that stand in the way; more are counted
 
@@ -40,6 +41,10 @@ def _explain(f: Following, block: str, step: str, run: str) -> Iterator[str]:
     lost = list(_lost(f, batches, step, run))
     if stopped := f.ledger.campaign().stopped:
         yield f"not sent: the campaign was removed on {stopped}"
+    elif kind := WithheldBook(f.ledger).places().get((step, run)):
+        back = "fermigrid retry" if kind is Withheld.REMOVED else "fermigrid release"
+        words = WithheldBook(f.ledger).since(step, run)
+        yield f"not sent: it was {kind} before that, {words}; `{back}` lets it be sent"
     elif lost:
         yield f"not sent, because {_some(lost)}"
     elif block in blocks_at_work(f.ledger):
@@ -47,7 +52,7 @@ def _explain(f: Following, block: str, step: str, run: str) -> Iterator[str]:
     else:
         part = runs_of_block(a.campaign, a.runs, block, a.trial)
         after = [name for name in a.campaign.steps[step].after if count_jobs(a.campaign.steps[name], part)]
-        waits = [words for name in after for words in _goes_on(f, block, name, batches)]
+        waits = [words for name in after for words in _goes_on(f, block, name, batches, run)]
         halts = [f"{HALTED[halt.kind]} since {halt.since}: {halt.why}" for halt in f.ledger.halts()]
         if waits:
             yield f"not sent yet: it waits for the end of {' and '.join(waits)}"
@@ -60,6 +65,8 @@ def _lost(f: Following, batches: Sequence[BatchRecord], step: str, run: str) -> 
     """Why a run does not come to a step: jobs before it that did not end well, with the reason."""
     for name, until in f.assembled.campaign.steps[step].after.items():
         yield from _lost(f, batches, name, run)
+        if WithheldBook(f.ledger).places().get((name, run)) is Withheld.REMOVED:
+            yield f"{name} of {run} was removed before it was sent"
         if until == "accepted":
             for batch in batches:
                 if batch.step == name:
@@ -68,9 +75,7 @@ def _lost(f: Following, batches: Sequence[BatchRecord], step: str, run: str) -> 
 
 def _lost_of(f: Following, batch: BatchRecord, run: str) -> Iterator[str]:
     """The jobs of a run that did not end well; a batch that was removed before it had such rows."""
-    step = f.assembled.campaign.steps[batch.step]
-    jobs = [job for job in f.ledger.jobs_not_done(batch.id) if run_of(job.name, batch.step, step) == run]
-    ended = [job for job in jobs if job.state.final]
+    ended = [job for job in _not_done(f, batch, run) if job.state.final]
     for job in ended:
         how = "failed" if job.state is State.FAILED else "was removed"
         yield f"{job.name} {how}" + (f" ({job.reason})" if job.reason else "")
@@ -80,11 +85,21 @@ def _lost_of(f: Following, batch: BatchRecord, run: str) -> Iterator[str]:
             yield f"{batch.name} was removed on {batch.removed}"
 
 
-def _goes_on(f: Following, block: str, step: str, batches: Sequence[BatchRecord]) -> Iterator[str]:
-    """A step of a block, if it has not ended, and how far it is."""
+def _not_done(f: Following, batch: BatchRecord, run: str) -> list[JobRecord]:
+    step = f.assembled.campaign.steps[batch.step]
+    return [job for job in f.ledger.jobs_not_done(batch.id) if run_of(job.name, batch.step, step) == run]
+
+
+def _goes_on(f: Following, block: str, step: str, batches: Sequence[BatchRecord], run: str) -> Iterator[str]:
+    """What a run waits for in a step before its own: its jobs that rest, or the others of its block."""
     progress, counts = progress_of(f.ledger, f.assembled).get((block, step)), f.ledger.counts()
     mine = [batch for batch in batches if batch.step == step]
-    if progress is None:
+    rest = [job for batch in mine for job in _not_done(f, batch, run) if job.state in (State.HELD, State.UNKNOWN)]
+    if WithheldBook(f.ledger).places().get((step, run)) is Withheld.HELD:
+        yield f"{step} of {run}, which was held before it was sent: `fermigrid release` lets it be sent"
+    elif rest:
+        yield _some([f"{job.name}, which is {job.state}" + f" ({job.reason})" * bool(job.reason) for job in rest])
+    elif progress is None:
         yield f"{step} in block {block}, which is not sent yet"
     elif progress.pending:
         ended = sum(count for batch in mine for state, count in counts.get(batch.id, {}).items() if state.final)

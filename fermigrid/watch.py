@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fermigrid import backends
 from fermigrid.accept import Items, accept_ended, has_report, publish_accepted
-from fermigrid.advance import Work, work_needed
+from fermigrid.advance import Withheld, Work, work_needed
 from fermigrid.backends import GIVEN_UP, TRIED_AGAIN, JobSeen
 from fermigrid.breaker import Result
 from fermigrid.errors import BackendUnavailable, FermigridError, SecretRefused, SubmissionDoubt, SubmissionRefused
@@ -21,13 +21,14 @@ from fermigrid.records import BatchRecord, JobRecord, NodeEnds
 from fermigrid.report import INFRASTRUCTURE
 from fermigrid.retire import blocks_at_work, finish_decisions
 from fermigrid.retry_book import RetryBook
-from fermigrid.retrying import as_it_is_now, blocks_to_judge, tend
+from fermigrid.retrying import as_it_is_now, tend, undecided
 from fermigrid.runfolder import RunFolder
 from fermigrid.settings_book import SettingsBook
 from fermigrid.states import Seen, State, next_state
 from fermigrid.submit import Hand, adopt, begun_blocks, handle_of, settle, sites_of_blocks, submit_work
 from fermigrid.throttle import Throttle, as_now, keep_limits
 from fermigrid.units import show_count
+from fermigrid.withheld_book import WithheldBook
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ def _ready(f: Following) -> Iterator[Work]:
 def _needed(f: Following) -> Iterator[Work]:
     if f.ledger.campaign().stopped:
         return iter(())
-    a, busy, care = as_now(f).assembled, blocks_at_work(f.ledger) | blocks_to_judge(f), RetryBook(f.ledger).care()
+    a, busy, care = as_now(f).assembled, blocks_at_work(f.ledger), RetryBook(f.ledger).care()
     sites = sites_of_blocks(a, f.site, begun_blocks(f.ledger), SettingsBook(f.ledger).reweighed())
-    known, overrides = progress_of(f.ledger, a), f.ledger.overrides()
-    works = work_needed(a.campaign, a.runs, sites, known, a.trial, overrides, care)
+    known, overrides = progress_of(f.ledger, a, undecided(f)), f.ledger.overrides()
+    withheld = WithheldBook(f.ledger).places()
+    works = work_needed(a.campaign, a.runs, sites, known, a.trial, overrides, care, withheld)
     return (as_it_is_now(f, work) for work in works if work.block not in busy)
 
 
@@ -150,9 +152,11 @@ def why_not_sent(f: Following, block: str, step: str) -> str:
 
 def is_finished(f: Following) -> bool:
     """Every batch has ended, none is ready to be submitted, and nothing is left of what is done again."""
-    if any(progress.pending for progress in progress_of(f.ledger, f.assembled).values()):
+    if f.ledger.campaign().stopped is None and Withheld.HELD in WithheldBook(f.ledger).places().values():
         return False
-    left = blocks_at_work(f.ledger) or f.ledger.retired_alive() or blocks_to_judge(f)
+    if any(progress.pending for progress in progress_of(f.ledger, f.assembled, undecided(f)).values()):
+        return False
+    left = blocks_at_work(f.ledger) or f.ledger.retired_alive()
     return not left and next(_ready(f), None) is None
 
 

@@ -32,7 +32,7 @@ def do_again(campaign: str, plan: Callable[[Following], Redo], yes: bool) -> Non
         for problem in look(f).problems:
             f.hand.tell(problem)
         redo = plan(f)
-        if not redo.jobs and not redo.overrides:
+        if not (redo.jobs or redo.overrides or redo.given_back):
             click.echo("nothing to do again: " + _NOTHING[redo.kind])
             return
         for line in redo.words:

@@ -187,6 +187,35 @@ def test_submit_wait_ends_when_the_breaker_stopped_it(person: Operator) -> None:
     assert "nothing more starts until" in told
 
 
+def test_a_person_is_told_at_once_of_what_ends_a_watch(person: Operator) -> None:
+    """Between two tellings a minute goes by; `submit --wait` ends before that when the breaker trips."""
+    metrics = person.folder / "metrics"
+    metrics.mkdir()
+    alerts = f"alerts: {{metrics: {metrics}}}\n"
+    person.write("stop_if: {failed: 100 % of the last 3}\n" + alerts, bad=lambda n: n > 11, wait=True)
+    person("submit", "campaign.yaml", "-s", "here", "--sites", "sites", "--run-dir", "run")
+    person("watch", "run", "--once", code=None)  # now a minute begins
+    (file,) = metrics.glob("*.prom")
+    assert 'kind="breaker"} 0' in file.read_text()
+    (person.folder / "go").touch()
+    person.submit("--wait", code=1)
+    assert 'kind="breaker"} 1' in file.read_text()
+
+
+def test_when_watch_looked_last_is_the_last_time(person: Operator) -> None:
+    person.write(wait=True)
+    person.submit()
+    now = [NOW]
+    with following(person.run_folder, Hand("me@here", lambda: now[0], print)) as f:
+        for seconds in (0, 5, 10):
+            now[0] = NOW + timedelta(seconds=seconds)
+            with writing(person.run_folder.ledger):
+                look_and_care(f)
+            watching = f.ledger.watching()
+            assert watching and watching.looked == now[0].isoformat()
+    person("remove", "run")
+
+
 def room(person: Operator, quota: str, resources: str = "") -> None:
     person.write()
     (person.folder / "sites/here.yaml").write_text(SITE.replace("kind: transfer", f"kind: transfer, quota: {quota}"))

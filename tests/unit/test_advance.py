@@ -66,6 +66,37 @@ def test_a_step_waits_for_the_end_of_all_that_it_comes_after() -> None:
     assert needed(two, {("b0000", "a"): OVER, ("b0000", "b"): OVER}, RUNS[:1]) == [("b0000", "c", ("r0",))]
 
 
+def test_a_run_that_rests_or_is_done_again_costs_no_other_run_time() -> None:
+    c, runs = CHAIN.model_copy(update={"block": 100}), tuple(Run(f"r{i}", 5) for i in range(40))
+
+    def merged(state: RunState, many: int) -> list[int]:
+        known = {
+            ("b0000", "clump"): Progress(1, RunState.DONE, dict.fromkeys([run.name for run in runs[:many]], state))
+        }
+        return [len(names) for _, step, names in needed(c, known, runs) if step == "merge"]
+
+    assert [merged(RunState.RESTING, many) for many in (1, 39, 40)] == [[39], [1], []]
+    assert [merged(RunState.AGAIN, many) for many in (1, 20, 21)] == [[39], [20], []]
+    assert [merged(RunState.PENDING, many) for many in (1, 2)] == [[39], []], "a few that are late are not waited for"
+
+
+def test_what_comes_late_is_a_batch_of_its_own_and_nothing_is_done_twice() -> None:
+    late = Progress(1, RunState.DONE, {"r0": RunState.RESTING})
+    known = {("b0000", "clump"): late}
+    assert needed(CHAIN, known, (RUNS[0], RUNS[2])) == [("b0000", "merge", ("r2",))]
+    known["b0000", "merge"] = only("r2", RunState.PENDING)
+    assert needed(CHAIN, known, (RUNS[0], RUNS[2])) == []
+    known["b0000", "clump"] = OVER
+    assert needed(CHAIN, known, (RUNS[0], RUNS[2])) == [("b0000", "merge", ("r0",))]
+    known["b0000", "merge"] = Progress(2, RunState.DONE, {"r0": RunState.PENDING})
+    assert needed(CHAIN, known, (RUNS[0], RUNS[2])) == []
+
+
+def test_what_is_sent_again_makes_nobody_wait_either() -> None:
+    known = {("b0000", "clump"): Progress(1, RunState.DONE, {"r0": RunState.NEEDED})}
+    assert needed(CHAIN, known, (RUNS[0], RUNS[2])) == [("b0000", "clump", ("r0",)), ("b0000", "merge", ("r2",))]
+
+
 def test_blocks_do_not_wait_for_each_other() -> None:
     known = {("b0000", "clump"): GOING, ("b0001", "clump"): OVER, ("b0002", "clump"): GOING}
     assert needed(CHAIN, known) == [("b0001", "merge", ("r2", "r3"))]

@@ -529,10 +529,11 @@ def test_why_a_job_is_done_again_and_what_it_was_before(tmp_path: Path, system: 
 def test_a_person_acts_on_a_run(tmp_path: Path, system: Memory) -> None:
     with campaign(tmp_path, CHAIN, TABLE) as f:
         watch_once(f)
-        assert control(f, "hold", (), (), ["r2"]) == 1
-        assert control(f, "release", ["clump"], (), ["r2"]) == 1
-        assert control(f, "hold", ["merge"], (), ["r2"]) == 0
-        assert control(f, "remove", (), (), ["r1", "r2"]) == 3
+        assert control(f, "hold", ["clump"], (), ["r2"]) == 1
+        assert control(f, "release", ["clump"], (), ["r2"]) == 0, (
+            "nothing was heard of its hold yet: it goes on all the same"
+        )
+        assert control(f, "remove", (), (), ["r1", "r2"]) == 3 + 2, "the merges, too"
         name = "two.b0000.clump.g0"
         assert system.said == [("hold", name, [2]), ("release", name, [2]), ("remove", name, [0, 1, 2])]
         watch_once(f)
@@ -540,6 +541,52 @@ def test_a_person_acts_on_a_run(tmp_path: Path, system: Memory) -> None:
         go_again(f, plan_retry(f, (), ["r1"], ()))
         end_all(f, system)
         assert sorted(accepted(f)) == ["clump.r1.c000", "clump.r1.c001", "merge.r1"]
+
+
+def test_a_person_acts_on_what_is_not_sent_yet(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        assert control(f, "hold", ["merge"], ()) == 2
+        assert control(f, "hold", ["merge"], (), ["r2"]) == 0, "it is held"
+        assert control(f, "remove", ["merge"], (), ["r2"]) == 1
+        for index in range(3):
+            end_job(system.landed[0], index)
+        assert not watch_once(f).finished, "a person may release it"
+        assert len(system.landed) == 1
+        standing = standing_of(f)
+        assert not standing.good
+        assert "\nremoved before they were sent: 1 job (`fermigrid retry`" in standing.headline
+        assert "\nheld before they were sent: 1 job (until `fermigrid release`)" in standing.headline
+        assert "never sent, because" not in standing.headline
+        words = {job: " ".join(explain_unsent(f, job)) for job in ("merge.r1", "merge.r2")}
+        assert words["merge.r1"].startswith(
+            "not sent: it was held before that, on 2027-03-04T05:06:07+00:00 by me@here;"
+        )
+        assert "removed" in words["merge.r2"] and "`fermigrid retry`" in words["merge.r2"]
+        assert control(f, "release", (), (), ["r1", "r2"]) == 1, "what was removed is not released"
+        watch_once(f)
+        assert [(b.step, b.runs) for b in f.ledger.batches()[1:]] == [("merge", ("r1",))]
+        end_job(system.landed[1], 0)
+        assert watch_once(f).finished
+        redo = plan_retry(f, ["merge"], (), ())
+        assert list(redo.words)[2] == "sent after all: 1 job removed before they were sent"
+        go_again(f, redo)
+        end_all(f, system)
+        assert standing_of(f).good
+        assert sorted(accepted(f)) == [
+            "clump.r1.c000", "clump.r1.c001", "clump.r2.c000", "merge.r1", "merge.r2",
+        ]  # fmt: skip
+
+
+def test_a_run_that_is_rolled_back_is_not_withheld_any_more(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, CHAIN, TABLE) as f:
+        watch_once(f)
+        control(f, "remove", ["merge"], (), ["r1"])
+        end_all(f, system)
+        assert standing_of(f).removed_unsent == 1
+        go_again(f, plan_rollback(f, ["r1"], None, {}))
+        end_all(f, system)
+        assert standing_of(f).good
 
 
 # --- storage sites

@@ -147,9 +147,7 @@ def test_a_job_that_runs_for_long_keeps_nobody_waiting(tmp_path: Path, system: M
         assert [batch.jobs for batch in f.ledger.batches()] == [2, 1]
 
 
-def test_a_rule_that_waits_does_and_nothing_of_the_block_goes_on_without_the_job(
-    tmp_path: Path, system: Memory
-) -> None:
+def test_a_rule_that_waits_does_and_nothing_of_the_run_goes_on_without_the_job(tmp_path: Path, system: Memory) -> None:
     with campaign(tmp_path, GOOD_ONES + rules("{when: {exit: 7}, do: wait, after: 10 min}"), TABLE) as f:
         watch_once(f)
         end_job(system.landed[0], 0, 7)
@@ -157,9 +155,10 @@ def test_a_rule_that_waits_does_and_nothing_of_the_block_goes_on_without_the_job
             end_job(system.landed[0], index)
         assert not watch_once(f).finished
         assert not watch_once(later(f, 500)).finished
-        assert len(sent(f)) == 1
+        assert sent(f)[1:] == ["two.b0000.merge.g0"]
+        assert f.ledger.batches()[1].runs == ("r2",), "the other run does not wait"
         watch_once(later(f, 602))
-        assert sent(f)[1:] == ["two.b0000.clump.g1"]
+        assert sent(f)[2:] == ["two.b0000.clump.g1"]
 
 
 def test_another_site_takes_a_run_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +198,10 @@ def test_what_no_release_cures_waits_for_a_person_outside_the_queue(tmp_path: Pa
             end_job(system.landed[0], index)
         assert not watch_once(f).finished
         assert states(f)["clump.r1.c000"] is State.HELD
-        assert sent(f) == ["two.b0000.clump.g0"], "held is not failed: what comes after it waits"
+        assert sent(f)[1:] == ["two.b0000.merge.g0"]
+        assert f.ledger.batches()[1].runs == ("r2",), "held is not failed: what comes after it waits, and nobody else"
+        end_job(system.landed[1], 0)
+        watch_once(f)
         standing = standing_of(f)
         assert standing.stuck and not standing.good, "nothing else is left: `submit --wait` ends"
         assert (
@@ -212,10 +214,11 @@ def test_what_no_release_cures_waits_for_a_person_outside_the_queue(tmp_path: Pa
         assert [job.name for job in redo.jobs] == ["clump.r1.c000"] and not redo.takes_away
         decide(f, redo)
         watch_once(f)
-        assert sent(f)[1:] == ["two.b0000.clump.g1"]
-        end_job(system.landed[1], 0, attempt="g1.s1.aaaaaaaa")
+        assert sent(f)[2:] == ["two.b0000.clump.g1"]
+        end_job(system.landed[2], 0, attempt="g1.s1.aaaaaaaa")
         watch_once(f)
-        assert sent(f)[2:] == ["two.b0000.merge.g0"]
+        assert sent(f)[3:] == ["two.b0000.merge.g1"]
+        assert f.ledger.batches()[3].runs == ("r1",)
         assert not RetryBook(f.ledger).asked()
 
 
@@ -233,13 +236,13 @@ def test_a_person_gives_it_up_or_releases_it(
         watch_once(f)
         assert control(f, "release", steps, jobs, runs) == 1
         watch_once(f)
-        assert sent(f)[1:] == ["two.b0000.clump.g1"]
-        leave_held(system.landed[1], 0, "47/0")
+        assert sent(f)[1:] == ["two.b0000.merge.g0", "two.b0000.clump.g1"]
+        leave_held(system.landed[2], 0, "47/0")
         watch_once(f)
         assert control(f, "remove", steps, jobs, runs) == 1
         watch_once(f)
         assert standing_of(f).counts[State.REMOVED] == 1
-        assert sent(f)[2:] == ["two.b0000.merge.g0"], "given up: the merge goes on with the good ones"
+        assert sent(f)[3:] == ["two.b0000.merge.g1"], "given up: the merge goes on with the good ones"
 
 
 def test_a_held_job_that_a_rule_gives_up_has_failed_and_a_person_who_removes_is_obeyed(
