@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print the table for docs/benchmarks.md at the end")
     parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help=f"of {', '.join(NAMES)}")
     wanted = parser.parse_args()
+    os.environ.setdefault("POOL_START_LIMIT", "300")  # seconds: after 300,000 jobs the schedd has much to read first
     print(machine(), flush=True)
     found: list[Figure] = []
     good = True
