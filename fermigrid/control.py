@@ -109,6 +109,7 @@ def _withhold(f: Following, action: str, steps: Sequence[str], runs: Sequence[st
             book.withhold(kind, places, f.hand.now(), f.hand.who, what)
         else:
             book.give_back(places, f.hand.now(), f.hand.who, what)
+        f.hand.tell(what)
     return count
 
 

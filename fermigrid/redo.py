@@ -57,7 +57,8 @@ class Redo:
         """What will be done, for a person, a line each."""
         what = ", ".join(f"{step}: {show_count(count, 'job')}" for step, count in self.again.items())
         yield f"{self.kind}: {self.why}"
-        yield f"done again: {what or 'nothing that was sent so far'}"
+        if what or not self.given_back:
+            yield f"done again: {what or 'nothing that was sent so far'}"
         if self.given_back:
             yield f"sent after all: {show_count(sum(self.given_back.values()), 'job')} removed before they were sent"
         if self.alive:

@@ -44,7 +44,7 @@ def _explain(f: Following, block: str, step: str, run: str) -> Iterator[str]:
     elif kind := WithheldBook(f.ledger).places().get((step, run)):
         back = "fermigrid retry" if kind is Withheld.REMOVED else "fermigrid release"
         words = WithheldBook(f.ledger).since(step, run)
-        yield f"not sent: it was {kind} before that, {words}; `{back}` lets it be sent"
+        yield f"not sent: it was {kind} {words}, before it was sent; `{back}` lets it be sent"
     elif lost:
         yield f"not sent, because {_some(lost)}"
     elif block in blocks_at_work(f.ledger):

@@ -560,7 +560,7 @@ def test_a_person_acts_on_what_is_not_sent_yet(tmp_path: Path, system: Memory) -
         assert "never sent, because" not in standing.headline
         words = {job: " ".join(explain_unsent(f, job)) for job in ("merge.r1", "merge.r2")}
         assert words["merge.r1"].startswith(
-            "not sent: it was held before that, on 2027-03-04T05:06:07+00:00 by me@here;"
+            "not sent: it was held on 2027-03-04T05:06:07+00:00 by me@here, before it was sent;"
         )
         assert "removed" in words["merge.r2"] and "`fermigrid retry`" in words["merge.r2"]
         assert control(f, "release", (), (), ["r1", "r2"]) == 1, "what was removed is not released"
@@ -569,7 +569,7 @@ def test_a_person_acts_on_what_is_not_sent_yet(tmp_path: Path, system: Memory) -
         end_job(system.landed[1], 0)
         assert watch_once(f).finished
         redo = plan_retry(f, ["merge"], (), ())
-        assert list(redo.words)[2] == "sent after all: 1 job removed before they were sent"
+        assert list(redo.words)[1] == "sent after all: 1 job removed before they were sent"
         go_again(f, redo)
         end_all(f, system)
         assert standing_of(f).good
