@@ -286,13 +286,14 @@ class CampaignAudit:
         may use, what has the name of an output of these runs."""
         runs = self._only or {run.name for run in self._s.assembled.runs}
         names = Names(self._expect.forms(), runs)
+        versions = Names(self._expect.forms_of_any_version(), runs)
         own = Shelf("transfer", str(self._s.outputs))
         if not self._only:
             for inside, found in files_below(self._s.outputs, RETIRED):
                 for last, what in found:
                     to = f"{inside}/{last}".lstrip("/")
                     if what or not book.owner(own.place(to)):
-                        yield self._stranger(own, to, what, names)
+                        yield self._stranger(own, to, what, names, versions)
         for shelf, folders in self._folders.items():
             if shelf.kind == "posix" or (shelf == own and self._only):
                 for inside in sorted(folders):
@@ -301,8 +302,9 @@ class CampaignAudit:
                         if not book.owner(shelf.place(to)) and names.run_of(to):
                             yield self._stranger(shelf, to, "", names)
 
-    def _stranger(self, shelf: Shelf, to: str, what: str, names: Names) -> Finding:
-        run = names.run_of(to) or ""
+    def _stranger(self, shelf: Shelf, to: str, what: str, names: Names, versions: Names | None = None) -> Finding:
+        """`versions`: names in any version, where nobody but this campaign puts anything."""
+        run = names.run_of(to) or (versions.run_of(to) if versions else None) or ""
         if what:
             return Finding(Kind.FOREIGN, run, shelf.place(to), f"is {what}")
         for name in self._campaign.steps if run else ():
@@ -312,6 +314,8 @@ class CampaignAudit:
                         f"is the output of the attempt {record.attempt} of {record.job}, which does not count any more"
                     )
                     return Finding(Kind.OLDER, run, shelf.place(to), words)
+        if run and not names.run_of(to):
+            return Finding(Kind.OLDER, run, shelf.place(to), "has the name of an output in another version")
         return Finding(Kind.FOREIGN, run, shelf.place(to), "no accepted attempt made it")
 
 

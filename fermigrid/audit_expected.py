@@ -57,6 +57,15 @@ class Expectations:
             for made, _ in batches:
                 yield from ((name, form) for form in self._named(name, made).values())
 
+    def forms_of_any_version(self) -> Iterator[tuple[str, str]]:
+        """The same, with a placeholder where the version is."""
+        for name, step in self._campaign.steps.items():
+            for site in sorted(set(self._sites.values())):
+                constants = constants_of(self._campaign, name, site)
+                variables = variables_of(step, self._assembled.runs[0]) | {"version"}
+                del constants["version"]
+                yield from ((name, compile_text(to, constants, variables)) for to in step.outputs.values())
+
     def _named(self, name: str, made: Made) -> dict[str, str]:
         """The step's outputs as they are named in a batch: local name -> compiled text."""
         key = name, made.site, made.parameters

@@ -14,7 +14,7 @@ OVER_NETWORK = frozenset({"http", "registry"})  # rungs of the image ladder that
 
 @dataclass(frozen=True)
 class Result:
-    """One job that ended, as the breaker sees it. `rung`: what served its image ("" when no report came back)."""
+    """An attempt that ended, as the breaker sees it. `rung`: what served its image ("" when no report came back)."""
 
     failed: bool
     rung: str = ""
@@ -52,4 +52,5 @@ def _share(written: str, bad: Sequence[bool], words: str) -> str:
     # the least whole number of jobs that makes up the share; less a hair, as 0.07 * 100 is a little more than 7
     enough = max(1, math.ceil(share * last - 1e-9))
     found = sum(window)
-    return f"{found} of the last {len(window)} jobs {words}, {enough} are enough ({written})" if found >= enough else ""
+    said = f"{found} of the last {len(window)} attempts {words}, {enough} are enough ({written})"
+    return said if found >= enough else ""

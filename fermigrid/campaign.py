@@ -47,6 +47,13 @@ def _absolute(text: str) -> str:
     return text
 
 
+def check_version(text: str) -> str:
+    """A version, as names of files have it. Raises ValueError."""
+    if any(char.isspace() or not char.isprintable() for char in text):
+        raise ValueError("has no blanks in it: it is part of the names of files")
+    return text
+
+
 def _line(text: str) -> str:
     if any(ord(char) < 32 and char != "\t" for char in text):
         raise ValueError("must be one line without control characters")
@@ -75,6 +82,7 @@ def _expression(text: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_line)]
+Version = Annotated[str, AfterValidator(check_version)]
 Expression = Annotated[str, AfterValidator(_expression)]
 Word = Annotated[str, AfterValidator(_word)]
 Variable = Annotated[str, AfterValidator(_variable)]
@@ -368,7 +376,7 @@ class Campaign(Model):
 
     campaign: Word
     title: str = ""
-    version: str = ""
+    version: Version = ""
     image: str
     software: tuple[str, ...] = ()
     code: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ be light or dark. A plot is made as wide as it will be shown: its letters are ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -18,6 +18,7 @@ WIDE, NARROW = 760, 320  # px
 COLOURS = 6  # classes s0 to s5; `bad` is another
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 26, 30
 _ROW, _BAR = 40, 14
+_LETTER, _EDGE = 6.4, 4  # px: of the letters that stand below an axis; what is left free beside them
 _BIN = 4  # px, at least
 
 
@@ -143,11 +144,10 @@ class _Field:
             y = self._y(value)
             parts.append(_line("base" if value == 0 else "grid", _LEFT, y, self._right, y))
             parts.append(_text(text, _LEFT - 6, y + 4, "end"))
-        for time, text in time_ticks(self._times.begin, self._times.end, self._width // 75):
-            x = self._x(time)
-            parts.append(_line("base", x, self._bottom, x, self._bottom + 4))
-            anchor = "end" if x > self._right - 18 else "start" if x < _LEFT + 18 else "middle"
-            parts.append(_text(text, x, self._bottom + 17, anchor))
+        marks = time_ticks(self._times.begin, self._times.end, self._width // 75)
+        places = [(self._x(time), text) for time, text in marks]
+        parts += [_line("base", x, self._bottom, x, self._bottom + 4) for x, _ in places]
+        parts.append(_labels(places, self._bottom + 17, self._width))
         return Markup("").join(parts)
 
     def line(self, one: Series) -> Markup:
@@ -260,16 +260,21 @@ def _cut(text: str, width: int) -> str:
 
 
 def _ticks_below(marks: Ticks, place: Callable[[float], float], bottom: float, width: int) -> Markup:
-    parts, last = [], -1e9
-    for value, text in marks:
-        x = place(value)
-        parts.append(_line("grid", x, 6, x, bottom + 2))
-        anchor = "start" if x < 30 else "end" if x > width - 40 else "middle"
-        half = 3.2 * len(text)
-        begin = x if anchor == "start" else x - 2 * half if anchor == "end" else x - half
-        if begin > last + 8:  # else the letters would touch
-            parts.append(_text(text, x, bottom + 17, anchor))
-            last = begin + 2 * half
+    places = [(place(value), text) for value, text in marks]
+    lines = [_line("grid", x, 6, x, bottom + 2) for x, _ in places]
+    return Markup("").join([*lines, _labels(places, bottom + 17, width)])
+
+
+def _labels(places: Iterable[tuple[float, str]], y: float, width: int) -> Markup:
+    """Texts below an axis, each in the middle of its place or as near as the plot's edges let it be. One whose letters
+    would touch those before it is left out."""
+    parts, last = list[Markup](), -1e9
+    for x, text in places:
+        half = _LETTER / 2 * len(text)
+        middle = min(max(x, half + _EDGE), width - half - _EDGE)
+        if middle - half > last + 8:
+            parts.append(_text(text, middle, y, "middle"))
+            last = middle + half
     return Markup("").join(parts)
 
 

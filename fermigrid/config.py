@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -221,12 +222,20 @@ def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Source]:
     return data, builder.source
 
 
+def _beside(path: Path) -> list[str]:
+    """The YAML files of the same folder."""
+    with suppress(OSError):
+        return sorted(one.name for one in path.parent.glob("*.yaml"))
+    return []
+
+
 def read_text(path: Path) -> str:
     """The text of a file a person names. Raises ConfigError when it is absent, unreadable or not UTF-8."""
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise ConfigError([Problem(str(path), 0, "", f"cannot be read: {error.strerror}")]) from error
+        near = nearest(path.name, _beside(path)).rstrip(".") if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError([Problem(str(path), 0, "", f"cannot be read: {error.strerror}{near}")]) from error
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -15,12 +15,14 @@ from fermigrid.config import Place
 from fermigrid.errors import BackendUnavailable
 from fermigrid.find_job import Found
 from fermigrid.plan import rules_of
-from fermigrid.records import BatchRecord, JobRecord
+from fermigrid.records import Again, BatchRecord, JobRecord
 from fermigrid.retry_book import RetryBook
 from fermigrid.retry_rule import fate_of_hold, read_hold
+from fermigrid.retrying import coming_back
+from fermigrid.standing import from_when
 from fermigrid.states import State
 from fermigrid.submit import handle_of
-from fermigrid.throttle import why_waits
+from fermigrid.throttle import why_kept, why_waits
 from fermigrid.watch import Following
 
 _TOLD_HELD = re.compile(rf"held\b|{PAUSED}")  # how a backend's sentence on a held job begins
@@ -32,6 +34,12 @@ def explain_job(f: Following, found: Found, earlier: Sequence[Found] = ()) -> It
     generations before."""
     for sentence in (*_explain(f, found), *_lives(f, earlier)):
         yield _KEY.sub(lambda key: f"({key[1]}, {_place(f, found.batch, key[1])})", sentence)
+
+
+def comes_back(f: Following, found: Found) -> Again | None:
+    """How and when a rule begins the job again, if one does."""
+    key = (found.batch.id, found.index)
+    return next((one for one in coming_back(f) if (one.job.batch, one.job.index) == key), None)
 
 
 def _place(f: Following, batch: BatchRecord, key: str) -> Place:
@@ -79,6 +87,8 @@ def _explain(f: Following, found: Found) -> Iterator[str]:
     if batch.removed and not record.state.final:
         yield f"its batch was removed on {batch.removed}"
         return
+    if back := comes_back(f, found):
+        yield f"it ended badly ({back.why}), and a rule begins it again {from_when([back])}"
     if record.state in (State.FAILED, State.REMOVED) and record.reason:
         yield record.reason
         if record.state is State.REMOVED:
@@ -92,11 +102,13 @@ def _explain(f: Following, found: Found) -> Iterator[str]:
         yield f"it is stuck: {stuck.why}"
     if record.state is State.UNKNOWN:
         yield f"the batch system does not know it any more: {record.reason or 'no reason given'}"
+    kept: list[str] = []
     without_report = record.state is State.FAILED and not attempts
     paused = record.state is State.HELD and record.reason.startswith(PAUSED)
     if f.folder.archive is None and (record.state is State.WAITING or paused):
-        yield from why_waits(f, batch)
-    if f.folder.archive is None and not asked and (not record.state.final or without_report):
+        kept = list(why_kept(f, batch))
+        yield from kept or why_waits(f, batch)
+    if f.folder.archive is None and not (asked or kept) and (not record.state.final or without_report):
         try:
             told = backend.explain(handle_of(f.folder, batch), found.index)
             if record.state is State.HELD and record.reason and not any(_TOLD_HELD.match(one) for one in told):
@@ -115,9 +127,9 @@ def _explain(f: Following, found: Found) -> Iterator[str]:
         words = describe_attempt(report)
         if report["message"] and report["message"] not in record.reason:
             words += f"; {report['message']}"
-        kept = ", accepted" if attempt.accepted else ""
+        counts = ", accepted" if attempt.accepted else ""
         given_up = ", given up since" if attempt.accepted and attempt.retired is not None else ""
-        yield f"attempt {attempt.attempt}: {words}{kept}{given_up}"
+        yield f"attempt {attempt.attempt}: {words}{counts}{given_up}"
         if (cores := [core["file"] for core in report.get("cores", ())]) and f.folder.archive is None:
             where = f"{found.log.parent / 'out'}: " if attempt.batch == found.batch.id else ""
             yield f"attempt {attempt.attempt}: core files kept: {where}{', '.join(cores)}"

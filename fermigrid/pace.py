@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from fermigrid.units import show_count, show_seconds
 
 HOUR = timedelta(hours=1)
 STRETCHES = (HOUR, 6 * HOUR, 24 * HOUR)  # up to now
+YOUNG = timedelta(minutes=10)  # until then a campaign has no rate: jobs that end in waves would tell any
 ENOUGH = 20  # jobs of a step must have ended in a stretch, or it says nothing
 _FARTHEST = 1e6  # h: what lies beyond is no estimate
 _ROUND = ((2, 1), (24, 10), (240, 60))  # h between both ends of the interval, min to which these are rounded
@@ -38,6 +39,7 @@ class Ended:
 class Pace:
     """Jobs an hour, over the last hour or since the campaign was begun, and between when and when the last one ends.
 
+    `young`: it was begun a moment ago, and has no rates.
     `soonest`, `latest`: None when nothing tells it; `why_not` then says why, if there is something to come. `untold`:
     steps of which too few jobs have ended: it ends after `soonest`, and `latest` is None. `aside`: jobs that wait for a
     person, or of which nobody knows: they are not in it.
@@ -51,6 +53,7 @@ class Pace:
     untold: Sequence[str] = ()
     aside: int = 0
     why_not: str = ""
+    young: bool = False
 
     @property
     def goes_on(self) -> bool:
@@ -74,26 +77,32 @@ def pace_of(
 ) -> Pace:
     """`ended`: since `since_when`; `left`: step -> jobs that are still to end; `stopped`: why no end can be told."""
     known = list(ended)
-    lately = _Stretch(known, max(now - HOUR, min(begun, now)), now)
-    rates = {key: (good + bad) / lately.hours for key, (good, bad) in lately.counts.items()}
-    good, failed = (sum(pair[i] for pair in lately.counts.values()) / lately.hours for i in (0, 1))
-    told = Pace(good, failed, rates, aside=aside)
+    told = replace(_rates(known, begun, now), aside=aside)
     open_ = {step: count for step, count in left.items() if count > 0}
     if not open_:
         return told
     if stopped:
-        return Pace(good, failed, rates, aside=aside, why_not=stopped)
+        return replace(told, why_not=stopped)
     stretches = list(_stretches(known, begun, now))
     spans = {step: span for step, count in open_.items() if (span := _span(step, count, stretches))}
     if not spans or max(high for _, high in spans.values()) > _FARTHEST:
         why = f"fewer than {ENOUGH} jobs of a step have ended in the last day" if not spans else "next to nothing ends"
-        return Pace(good, failed, rates, aside=aside, why_not=why)
+        return replace(told, why_not=why)
     soonest, latest = (now + max(span[i] for span in spans.values()) * HOUR for i in (0, 1))
     untold = tuple(step for step in open_ if step not in spans)
     if sum(open_[step] for step in untold) > sum(open_[step] for step in spans):
         why = f"too few jobs of {', '.join(untold)} have ended, and most of what is left is of these"
-        return Pace(good, failed, rates, aside=aside, why_not=why)
-    return Pace(good, failed, rates, soonest, None if untold else latest, untold, aside)
+        return replace(told, why_not=why)
+    return replace(told, soonest=soonest, latest=None if untold else latest, untold=untold)
+
+
+def _rates(ended: Iterable[Ended], begun: datetime, now: datetime) -> Pace:
+    if now - begun < YOUNG:
+        return Pace(young=True)
+    lately = _Stretch(ended, max(now - HOUR, begun), now)
+    rates = {key: (good + bad) / lately.hours for key, (good, bad) in lately.counts.items()}
+    good, failed = (sum(pair[i] for pair in lately.counts.values()) / lately.hours for i in (0, 1))
+    return Pace(good, failed, rates)
 
 
 class _Stretch:
@@ -136,7 +145,9 @@ def _span(step: str, left: int, stretches: Iterable[_Stretch]) -> tuple[float, f
 
 
 def rate_words(pace: Pace) -> str:
-    """`420 jobs/h done, 3/h failed`."""
+    """`420 jobs/h done, 3/h failed`; "" where no rate can be told yet."""
+    if pace.young:
+        return ""
     if not pace.rates:
         return "no job came to its end in the last hour"
     return f"{show_rate(pace.good)} jobs/h done" + (f", {show_rate(pace.failed)}/h failed" if pace.failed else "")
@@ -180,8 +191,8 @@ def _moment(at: datetime) -> str:
 def as_data(pace: Pace) -> dict[str, Any]:
     """The same for programs."""
     return {
-        "good": pace.good,
-        "failed": pace.failed,
+        "good": None if pace.young else pace.good,
+        "failed": None if pace.young else pace.failed,
         "rates": [{"step": step, "site": site, "jobs": rate} for (step, site), rate in sorted(pace.rates.items())],
         "soonest": pace.soonest.isoformat() if pace.soonest else None,
         "latest": pace.latest.isoformat() if pace.latest else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from fermigrid.states import State
 
@@ -99,6 +100,15 @@ class Asked:
     since: str
     why: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Again:
+    """A job that ended badly, and that a rule begins again from a moment on. `why`: how it ended, by the rules."""
+
+    job: JobRecord
+    at: datetime
+    why: str
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from fermigrid.accept import Items
 from fermigrid.advance import Overrides, Withheld
-from fermigrid.campaign import Campaign, Step
+from fermigrid.campaign import Campaign, Step, check_version
 from fermigrid.check import find_problems
 from fermigrid.config import nearest
 from fermigrid.errors import ConfigError, NotFound, RedoRefused
@@ -132,8 +132,8 @@ def plan_rollback(f: Following, runs: Sequence[str], first: str | None, settings
     known_runs(f, runs)
     _known_steps(f, [first] if first else [])
     campaign = f.assembled.campaign
-    _known_settings(f, settings)
     steps = [first, *_after(campaign, [first])] if first else list(campaign.steps)
+    _known_settings(f, settings, steps)
     places = {(step, run) for run in runs for step in steps}
     _withdraw(f, places)
     now = f.ledger.overrides()
@@ -289,8 +289,8 @@ def known_runs(f: Following, runs: Iterable[str]) -> None:
             raise NotFound(f"no run {name!r} in the run table{nearest(name, sorted(known))}")
 
 
-def _known_settings(f: Following, settings: Mapping[str, str]) -> None:
-    """Raises ConfigError where the campaign would be wrong with these."""
+def _known_settings(f: Following, settings: Mapping[str, str], steps: Sequence[str]) -> None:
+    """Raises ConfigError where the campaign would be wrong with these, or they would change nothing of `steps`."""
     campaign, source = f.assembled.campaign, f.assembled.source
     known = sorted({*campaign.parameters, "version"})
     problems = [
@@ -298,6 +298,14 @@ def _known_settings(f: Following, settings: Mapping[str, str]) -> None:
         for name in settings
         if name not in known
     ]
+    used = {name for step in steps for text in _texts(campaign, campaign.steps[step]) for name in _names_in(text)}
+    for name in sorted(set(settings) & set(campaign.parameters) - used):
+        what = f"--set {name}: nothing of {', '.join(steps)} says {{{name}}}, so it would change nothing"
+        problems.append(source.problem(("parameters", name), what))
+    try:
+        check_version(settings.get("version", ""))
+    except ValueError as error:
+        problems.append(source.problem(("version",), f"--set version={settings['version']!r}: a version {error}"))
     if not problems:
         changed = {name: value for name, value in settings.items() if name != "version"}
         update = {
@@ -354,7 +362,11 @@ def _tells_version(campaign: Campaign, step: Step) -> bool:
 
 
 def _has_version(text: str) -> bool:
-    return any(name == "version" for _, name, _, _ in string.Formatter().parse(text))
+    return "version" in _names_in(text)
+
+
+def _names_in(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
 def _refuse_unclear(campaign: Campaign, steps: set[str], tells: Sequence[str]) -> None:

@@ -115,6 +115,17 @@ def refuse_second(name: str, folder: RunFolder, *registries: Path) -> None:
         raise RunFolderError(f"campaign {name!r} was submitted before, in {others[0]}", hint)
 
 
+def _no_run_folder(wanted: str) -> NotFound:
+    """For a path that a person wrote."""
+    path = Path(wanted)
+    if os.path.lexists(path):
+        return NotFound(f"{wanted} is no run folder of a campaign: there is no ledger in it")
+    beside = list[str]()
+    with suppress(OSError):
+        beside = sorted(one.name for one in path.parent.iterdir() if _has_ledger(RunFolder(one)))
+    return NotFound(f"there is no {wanted}{nearest(path.name, beside)}")
+
+
 def find_campaign(wanted: str, *registries: Path) -> RunFolder:
     """A campaign by its name, run folder or archive. Raises NotFound, also when two have the name."""
     path = Path(wanted)
@@ -130,6 +141,8 @@ def find_campaign(wanted: str, *registries: Path) -> RunFolder:
     with suppress(OSError):  # no name of a file
         if path.is_file():
             return RunFolder(path.absolute())
+    if os.sep in wanted:
+        raise _no_run_folder(wanted)
     names = sorted({name for name, _ in known})
     hint = f"Known: {', '.join(names)}" if names else "No campaign was submitted yet."
     raise NotFound(f"no campaign {wanted!r}{nearest(wanted, names)}", hint)

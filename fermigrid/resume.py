@@ -29,7 +29,8 @@ def resume(f: Following, reason: str, quotas: Mapping[str, int], *, suggested: b
     breaker, trial = is_halted(f.ledger, BREAKER), is_halted(f.ledger, TRIAL)
     over = early or has_trial_ended(f)
     if trial and not over and not breaker:
-        raise SubmissionRefused("jobs of the trial are still on their way", "Wait for them, or give --early.")
+        text = "the trial has not ended: jobs of it are still on their way, or are sent by the next looks"
+        raise SubmissionRefused(text, "`fermigrid watch` brings it to its end; or give --early.")
     if suggested and not f.assembled.trial:
         raise SubmissionRefused("there was no trial: nothing is suggested")
     done = []

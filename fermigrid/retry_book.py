@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEPT = timedelta(days=1)  # ends on nodes, before the last of them
 _SAMPLE = 500
+_ENDED = " AND state <> 'held'"
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,16 @@ class RetryBook:
 
     # --- ends
 
-    def unjudged(self) -> list[JobRecord]:
-        """The jobs that count, are held or ended badly, and of which it was not decided yet what becomes of them."""
+    def unjudged(self, held: bool = True) -> list[JobRecord]:
+        """The jobs that count, ended badly or are `held`, and of which it was not decided yet what becomes of them."""
         where = "INDEXED BY job_unruled WHERE ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL"
-        return self._ledger.select_jobs(f"{where} ORDER BY batch, idx")
-
-    def has_unjudged(self) -> bool:
-        """Is there a job that has ended, and may be begun again by a rule?"""
-        where = "ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL AND state <> 'held'"
-        return bool(self._ledger.select(f"SELECT 1 FROM job INDEXED BY job_unruled WHERE {where} LIMIT 1"))
+        return self._ledger.select_jobs(f"{where}{'' if held else _ENDED} ORDER BY batch, idx")
 
     def undecided(self) -> dict[str, set[str]]:
-        """The names of such jobs, by batch."""
-        where = "ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL AND state <> 'held'"
+        """The names of those that ended, by batch."""
         found = defaultdict[str, set[str]](set)
-        for batch, name in self._ledger.select(f"SELECT batch, name FROM job INDEXED BY job_unruled WHERE {where}"):
-            found[batch].add(name)
+        for job in self.unjudged(held=False):
+            found[job.batch].add(job.name)
         return found
 
     def judged(self, jobs: Iterable[JobRecord], tries: Iterable[str] = ()) -> None:

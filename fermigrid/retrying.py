@@ -21,7 +21,7 @@ from fermigrid.errors import BackendUnavailable, SubmissionRefused
 from fermigrid.eventlog import find_measured
 from fermigrid.plan import job_name, rules_of
 from fermigrid.progress import Undecided, has_ended
-from fermigrid.records import BatchRecord, JobRecord, StuckJob
+from fermigrid.records import Again, BatchRecord, JobRecord, StuckJob
 from fermigrid.report import payload_exit_of
 from fermigrid.retry_book import RetryBook
 from fermigrid.retry_rule import Chances, Do, End, Kind, Rule, Verdict, end_of_exit, find_rule, judge_end, read_hold
@@ -70,6 +70,23 @@ def undecided(f: Following) -> Undecided:
     if f.ledger.campaign().stopped or f.assembled.campaign.messages:
         return {}
     return RetryBook(f.ledger).undecided()
+
+
+def coming_back(f: Following) -> list[Again]:
+    """The jobs that ended badly, and that a rule begins again when their time has come: they have not failed."""
+    if f.ledger.campaign().stopped or f.assembled.campaign.messages:
+        return []
+    book, found = RetryBook(f.ledger), list[Again]()
+    jobs = book.unjudged(held=False)
+    tries = book.tries([job.name for job in jobs])
+    batches = {batch.id: batch for batch in f.ledger.batches()} if jobs else {}
+    for job in jobs:
+        end = _end_of(f, job)
+        rule = end and find_rule(rules_of(f.assembled.campaign, f.assembled.sites[batches[job.batch].site]), end)
+        if end and rule and rule.do.again and tries.get(job.name, 0) < f.assembled.campaign.retries.max:
+            since = datetime.fromisoformat(job.since) if job.since else f.hand.now()
+            found.append(Again(job, since + timedelta(seconds=rule.wait_s if rule.do is Do.WAIT else 0), end.words))
+    return found
 
 
 def as_it_is_now(f: Following, work: Work) -> Work:

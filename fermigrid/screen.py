@@ -13,8 +13,7 @@ from rich.text import Text
 
 from fermigrid.metrics import Counts
 from fermigrid.pace import end_words, rate_words, show_rate
-from fermigrid.report import WORDS
-from fermigrid.standing import KEEPS_FAILING, Standing
+from fermigrid.standing import Standing
 from fermigrid.states import ORDER, State
 from fermigrid.units import show_count, show_seconds
 
@@ -25,6 +24,8 @@ _STYLES = {
 _BAR, _LEAST_BAR = 30, 8  # columns
 _WIDE = 100  # columns from which numbers are written out
 _TITLE = "bold"
+_RANKS = ("head", "known", "failures", "steps", "pace", "said")  # in which parts are given room
+_MATTERS = 4  # of them are shown whole before the others have any
 
 
 @dataclass(frozen=True)
@@ -54,62 +55,78 @@ class Screen:
         yield Text("\n", no_wrap=True, end="").join(lines)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Lines that belong together. `rank`: those with the highest go first where there is little room; `least`: so many
+    lines, or none; `gap`: an empty line stands before it."""
+
+    lines: Sequence[Text]
+    rank: int
+    least: int = 3
+    gap: int = 1
+
+
 def lines_of(view: View, now: datetime, width: int, height: int, *, ascii_only: bool = False) -> list[Text]:
-    """At most `height` lines. What has no room is left out from the bottom of each part, the steps last."""
-    parts = [part for part in _parts(view, now, width, ascii_only) if part]
+    """At most `height` lines. Where there is little room, parts are cut and left out, what must be known last."""
+    parts = [part for part in _parts(view, now, width, ascii_only) if part.lines]
     room = height - 1  # the last line says how to end it
-    sizes = _share_out([len(part) for part in parts], room - (len(parts) - 1))
     lines: list[Text] = []
-    for part, size in zip(parts, sizes, strict=True):
-        if size == 0:
-            continue
-        lines += [Text()] * bool(lines)
-        lines += part if size == len(part) else [*part[: size - 1], Text(f"  ... {len(part) - size + 1} more", "dim")]
+    for part, size in zip(parts, _share_out(parts, room), strict=True):
+        cut = [Text(f"  ... {len(part.lines) - size + 1} more", "dim")] if size < len(part.lines) else []
+        if size:
+            lines += [*[Text()] * part.gap, *part.lines[: size - len(cut)], *cut]
     return [*lines[:room], Text("Ctrl-C ends the watching, not the jobs", "dim")]
 
 
-def _share_out(wanted: list[int], room: int) -> list[int]:
-    """So many lines for each part: in turn, until there is no more room; a part has three lines or none."""
-    given = [min(3, most) for most in wanted]
-    while sum(given) > room and any(given[1:]):
-        given[max(index for index, size in enumerate(given) if size)] = 0
-    while sum(given) < room and any(g and g < w for g, w in zip(given, wanted, strict=True)):
-        for index, most in enumerate(wanted):
-            if 0 < given[index] < most and sum(given) < room:
-                given[index] += 1
+def _share_out(parts: Sequence[_Part], room: int) -> list[int]:
+    """So many lines for each part: those that matter most first have what they need at least, then all; what is left is
+    for the others."""
+    given = [0] * len(parts)
+
+    def left(index: int) -> int:
+        gaps = sum(part.gap for i, part in enumerate(parts) if given[i] or i == index)
+        return room - sum(given) - gaps
+
+    ranked = sorted(range(len(parts)), key=lambda index: parts[index].rank)
+    for first, last in ((0, _MATTERS), (_MATTERS, len(_RANKS))):
+        group = [index for index in ranked if first <= parts[index].rank < last]
+        for index in group:
+            least = min(parts[index].least, len(parts[index].lines))
+            given[index] = least if least <= left(index) or not parts[index].rank else 0
+        for index in group:
+            if given[index]:
+                given[index] += max(0, min(left(index), len(parts[index].lines) - given[index]))
     return given
 
 
-def _parts(view: View, now: datetime, width: int, ascii_only: bool) -> Iterator[list[Text]]:
-    yield list(_head(view, now, width, ascii_only))
-    yield list(_steps(view.standing, width, ascii_only))
-    yield [Text("Failures", _TITLE), *(_failure(one) for one in view.failures)] if view.failures else []
-    bad = [node for node in view.standing.nodes if node.times >= KEEPS_FAILING]
-    nodes = [Text(f"  {node.host}  {node.code} {WORDS[node.code]}: {node.times} times") for node in bad]
-    yield [Text("Nodes that keep failing", _TITLE), *nodes] if nodes else []
-    said = [Text(f"  {_tame(line)}") for text in reversed(view.said) for line in text.splitlines()]
-    yield [Text("Said lately", _TITLE), *said] if said else []
-
-
-def _head(view: View, now: datetime, width: int, ascii_only: bool) -> Iterator[Text]:
+def _parts(view: View, now: datetime, width: int, ascii_only: bool) -> Iterator[_Part]:
     standing = view.standing
-    every = standing.jobs + standing.unsent
+    yield _Part(_head(view, now, width, ascii_only), rank=_RANKS.index("head"), gap=0)
+    pace = [rate_words(standing.pace), end_words(standing.pace, now)] if standing.pace.goes_on else []
+    pace_lines = [Text(line) for words in pace for line in _wrapped(words, width)]
+    yield _Part(pace_lines, rank=_RANKS.index("pace"), least=len(pace_lines), gap=0)
+    known = [Text(line, "yellow") for words in standing.headline.splitlines()[1:] for line in _wrapped(words, width)]
+    yield _Part(known, rank=_RANKS.index("known"), gap=0)
+    yield _Part(list(_steps(standing, width, ascii_only)), rank=_RANKS.index("steps"))
+    failures = [_failure(one) for one in view.failures]
+    yield _Part([Text("Failures", _TITLE), *failures] if failures else [], rank=_RANKS.index("failures"))
+    said = [Text(f"  {_tame(line)}") for text in reversed(view.said) for line in text.splitlines()]
+    yield _Part([Text("Said lately", _TITLE), *said] if said else [], rank=_RANKS.index("said"))
+
+
+def _head(view: View, now: datetime, width: int, ascii_only: bool) -> list[Text]:
+    standing = view.standing
     looked = f"looked {show_seconds(max(0.0, (now - view.looked).total_seconds()))} ago" if view.looked else "looking"
-    yield Text.assemble((view.name, "bold"), ("  ", ""), (looked, "dim"))
-    done = standing.counts[State.DONE]
+    title = Text.assemble((view.name, "bold"), ("  ", ""), (looked, "dim"))
+    every, done = standing.every, standing.counts[State.DONE]
     share = done / every if every else 0.0
-    counts = {state: standing.counts[state] for state in ORDER}
     numbers = f" {100 * share:5.1f} %  {_number(done, width)} of {_number(every, width)} jobs done"
-    yield Text.assemble(_bar(counts, every, max(_LEAST_BAR, width - len(numbers) - 1), ascii_only), numbers)
-    if standing.pace.goes_on:
-        yield Text(rate_words(standing.pace))
-        yield from _wrapped(end_words(standing.pace, now), width)
-    for line in standing.headline.splitlines()[1:]:
-        yield Text(_tame(line), "yellow")
+    bar = _bar(standing.counts, every, max(_LEAST_BAR, width - len(numbers) - 1), ascii_only)
+    return [title, Text.assemble(bar, numbers)]
 
 
-def _wrapped(text: str, width: int) -> Iterator[Text]:
-    yield from (Text(line) for line in wrap(text, max(width, _LEAST_BAR)))
+def _wrapped(text: str, width: int) -> list[str]:
+    return wrap(_tame(text), max(width, _LEAST_BAR))
 
 
 def _steps(standing: Standing, width: int, ascii_only: bool) -> Iterator[Text]:
@@ -118,8 +135,9 @@ def _steps(standing: Standing, width: int, ascii_only: bool) -> Iterator[Text]:
     groups = [one for one in standing.by_step if any(one.states.values())]
     head, *cells = _cells(standing, groups, used, width)
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    widths[0] = max(widths[0], *(len(step) for step, jobs in standing.unsent_by_step.items() if jobs), 0)
     bar = min(_BAR, width - sum(widths) - 2 * len(widths))
-    room = [0, 0] if bar >= 0 else _cut(widths, -bar)
+    room = [0, 0] if bar >= -2 else _cut(widths, -bar - 2)
     widths[0], widths[1] = widths[0] - room[0], widths[1] - room[1]
     yield Text("  ".join(_cell(name, i, widths) for i, name in enumerate(head)), _TITLE)
     for one, row in zip(groups, cells, strict=True):
@@ -128,9 +146,10 @@ def _steps(standing: Standing, width: int, ascii_only: bool) -> Iterator[Text]:
             counts = {state: one.states[state] for state in ORDER}
             line.append("  ").append_text(_bar(counts, sum(counts.values()), bar, ascii_only))
         yield line
-    for step, jobs in standing.unsent_by_step.items():
-        if jobs:
-            yield Text(f"{step}  {_number(jobs, width)} not sent", "dim")
+    unsent = {step: _number(jobs, width) for step, jobs in standing.unsent_by_step.items() if jobs}
+    most = max(map(len, unsent.values()), default=0)
+    for step, number in unsent.items():
+        yield Text(f"{_cell(step, 0, widths)}  {number.rjust(most)} not sent", "dim")
 
 
 def _cells(standing: Standing, groups: Sequence[Counts], used: Sequence[State], width: int) -> list[list[str]]:

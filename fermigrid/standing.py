@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from fermigrid.advance import Withheld, count_blocked, count_withheld
 from fermigrid.attempt import gist
 from fermigrid.metrics import Counts
 from fermigrid.pace import Pace, pace_of, show_rate, since_when
 from fermigrid.progress import progress_of
-from fermigrid.records import Asked, BatchRecord, Decision, Halt, NodeFailures, StuckJob
+from fermigrid.records import Again, Asked, BatchRecord, Decision, Halt, NodeFailures, StuckJob
 from fermigrid.report import WORDS
 from fermigrid.retry_book import RetryBook
+from fermigrid.retrying import coming_back, undecided
 from fermigrid.split import count_jobs
 from fermigrid.states import ORDER, State
 from fermigrid.units import show_count
@@ -27,6 +29,11 @@ HALTED = {
     "breaker": "nothing more starts until `fermigrid resume`,",
     "trial": "the rest waits for `fermigrid resume`,",
     "space": "not all is sent: it waits for room,",
+}
+_HALTED = {  # in the fewest words
+    "breaker": "stopped by the circuit breaker",
+    "trial": "the rest waits for the trial",
+    "space": "waits for room",
 }
 
 
@@ -71,6 +78,7 @@ class Standing:
     held_unsent: int = 0  # jobs that a person held before they were sent
     removed_unsent: int = 0  # jobs that a person removed before they were sent; they are among the blocked ones
     undecided: bool = False  # has a job ended badly of which the rules have not said yet what becomes of it?
+    returning: tuple[Again, ...] = ()  # jobs that ended badly and are begun again by a rule: they are waiting
 
     @property
     def being_removed(self) -> bool:
@@ -99,14 +107,30 @@ class Standing:
         return sum(batch.batch.counted for batch in self.batches)
 
     @property
+    def every(self) -> int:
+        """All jobs of the campaign, sent or not."""
+        return self.jobs + self.unsent
+
+    @property
     def ended(self) -> int:
         """The jobs to which nothing more comes by itself."""
         return sum(count for state, count in self.counts.items() if state.final)
 
     @property
     def words(self) -> str:
+        """Where it stands in one line: `12 done, 3 running, 69 not sent yet; stopped by the circuit breaker`."""
+        halts = [] if self.stopped else [_HALTED[halt.kind] for halt in self.halts]
+        again = [f"{len(self.returning)} again {from_when(self.returning)}"] if self.returning else []
+        removed = ["removed"] if self.stopped and self.unsent else []
+        return "; ".join([self._states, *again, *halts, *removed])
+
+    @property
+    def _states(self) -> str:
         """`12 done, 3 running`; jobs of which nobody knows yet whether they were submitted are waiting, and said so."""
-        text = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count) or "no jobs"
+        known: dict[str, int] = {str(state): count for state, count in self.counts.items()}
+        never = self.unsent if self.stopped else self.blocked
+        known |= {"not sent yet": self.unsent - never, "never sent": never}
+        text = ", ".join(f"{count} {what}" for what, count in known.items() if count) or "no jobs"
         doubtful = sum(batch.batch.counted for batch in self.batches if batch.batch.submitted is None)
         if doubtful:
             text += f" ({doubtful} in doubt: submit or watch again)"
@@ -116,14 +140,16 @@ class Standing:
 
     @property
     def headline(self) -> str:
-        """`40 jobs, 38 done, 2 failed`, and more lines where jobs ran without a container or nodes keep failing."""
-        text = f"{show_count(self.jobs, 'job')}, {self.words}"
+        """`40 jobs, 38 done, 2 failed`, and a line for each thing that a person should know."""
+        text = f"{show_count(self.every, 'job')}, {self._states}"
+        for halt in self.halts:
+            text += f"\n{HALTED[halt.kind]} since {halt.since}: {halt.why}"
         if self.rehearsed:
             text += f"\nrehearsal: not containerised ({show_count(self.rehearsed, 'job')} ran on the host)"
         if self.being_removed:
             text += "\nit was removed, and the batch system did not confirm it: `fermigrid remove` again does the rest"
         elif self.stopped and self.unsent:
-            text += f"\nit was removed: nothing more of it is sent (not sent yet: {show_count(self.unsent, 'job')})"
+            text += "\nit was removed: nothing more of it is sent"
         elif lost := self.blocked - self.removed_unsent:
             text += f"\nnever sent, because what comes before failed or was removed: {show_count(lost, 'job')}"
         if self.removed_unsent and not self.stopped:
@@ -131,6 +157,10 @@ class Standing:
             text += f"\nremoved before they were sent: {jobs} (`fermigrid retry` sends them after all)"
         if self.held_unsent and not self.stopped:
             text += f"\nheld before they were sent: {show_count(self.held_unsent, 'job')} (until `fermigrid release`)"
+        if self.returning:
+            soonest = min(self.returning, key=lambda one: (one.at, one.job.name))
+            why = f"such as {soonest.job.name}: {soonest.job.reason or soonest.why}"
+            text += f"\nagain by a rule, {from_when(self.returning)}: {show_count(len(self.returning), 'job')}, {why}"
         if self.again:
             text += f"\nto be sent again: {show_count(self.again, 'job')}"
         for decision in self.retiring:
@@ -144,8 +174,6 @@ class Standing:
             text += f"\nstuck: {jobs}, such as {self.idle[0].name} on {self.idle[0].host}: {self.idle[0].why}"
         for site, node, why, since in self.bans[:NODES_SHOWN]:
             text += f"\nbanned since {since}: {node} of {site}: {why}"
-        for halt in self.halts:
-            text += f"\n{HALTED[halt.kind]} since {halt.since}: {halt.why}"
         if bad := [node for node in self.nodes if node.times >= KEEPS_FAILING][:NODES_SHOWN]:
             told = ", ".join(f"{node.host} ({node.code} {WORDS[node.code]}: {node.times} times)" for node in bad)
             text += f"\nnodes that keep failing: {told}"
@@ -178,6 +206,11 @@ class Standing:
         return left > 0 and self.ended + left == self.jobs
 
 
+def from_when(returning: Sequence[Again]) -> str:
+    """`from 2027-03-04 14:05 UTC on`: when the first of them is begun again."""
+    return f"from {min(one.at for one in returning).astimezone(UTC):%Y-%m-%d %H:%M} UTC on"
+
+
 Lines = tuple[list[str], list[list[object]]]  # header and rows
 
 
@@ -208,22 +241,28 @@ def batches_table(standing: Standing) -> Lines:
 
 def standing_of(f: Following) -> Standing:
     """Where the campaign stands, by its ledger."""
-    ledger, counts = f.ledger, f.ledger.counts()
+    ledger, counts, returning = f.ledger, f.ledger.counts(), tuple(coming_back(f))
     batches = []
     for batch in ledger.batches():
         by_state = {state: counts.get(batch.id, {}).get(state, 0) for state in ORDER}
         rest = batch.counted - sum(by_state.values())
         by_state[State.REMOVED if batch.removed else State.WAITING] += rest
         batches.append(BatchStanding(batch, by_state))
+    by_id = {one.batch.id: one.counts for one in batches}
+    for one in returning:
+        by_id[one.job.batch][one.job.state] -= 1
+        by_id[one.job.batch][State.WAITING] += 1
     campaign, runs = f.assembled.campaign, f.assembled.runs
     unsent = {name: count_jobs(step, runs) for name, step in campaign.steps.items()}
-    known, withheld = progress_of(f.ledger, f.assembled), WithheldBook(ledger).places()
+    open_ = undecided(f)
+    known, withheld = progress_of(f.ledger, f.assembled, open_), WithheldBook(ledger).places()
     blocked = count_blocked(campaign, runs, known, f.assembled.trial, withheld)
     by_person = count_withheld(campaign, runs, known, f.assembled.trial, withheld)
     halts = tuple(ledger.halts())
-    for one in batches:
-        unsent[one.batch.step] -= one.batch.counted
-    book = RetryBook(ledger)
+    for each in batches:
+        unsent[each.batch.step] -= each.batch.counted
+    book, watching = RetryBook(ledger), ledger.watching()
+    looked = datetime.fromisoformat(watching.looked).isoformat(timespec="seconds") if watching else None
     return Standing(
         tuple(batches),
         ledger.rehearsed(),
@@ -232,7 +271,7 @@ def standing_of(f: Following) -> Standing:
         ledger.campaign().stopped,
         sum(unsent.values()),
         halts,
-        watching.looked if (watching := ledger.watching()) else None,
+        looked,
         blocked.total(),
         len(ledger.again()),
         tuple(decision for decision in ledger.decisions() if decision.finished is None),
@@ -243,7 +282,8 @@ def standing_of(f: Following) -> Standing:
         tuple(ledger.bans()),
         by_person[Withheld.HELD],
         by_person[Withheld.REMOVED],
-        book.has_unjudged(),
+        bool(open_),
+        returning,
     )
 
 
@@ -262,11 +302,16 @@ def _pace(f: Following, batches: Sequence[BatchStanding], unsent: Mapping[str, i
     return pace_of(ended, {} if record.stopped else left, begun, now, aside=aside, stopped=stopped)
 
 
-def top_failures(f: Following, most: int = 5) -> list[tuple[str, int, str]]:
+def top_failures(f: Following, standing: Standing, most: int = 5) -> list[tuple[str, int, str]]:
     """The most frequent reasons for which jobs failed: (reason, jobs, one of them). Those that differ in numbers alone
     are one."""
+    if not standing.counts[State.FAILED]:
+        return []
     found: dict[str, tuple[int, str, str]] = {}
-    for reason, jobs, example in f.ledger.failure_reasons():
+    back = Counter(one.job.reason for one in standing.returning if one.job.state is State.FAILED)
+    for reason, every, example in f.ledger.failure_reasons():
+        if (jobs := every - back[reason]) <= 0:
+            continue
         known, shown, first = found.get(alike := gist(reason), (0, reason, example))
         if example < first:
             shown, first = reason, example

@@ -12,6 +12,7 @@ from fermigrid.attempt import PHASES, Attempt, attempt_of, gist
 from fermigrid.eventlog import EventCode, LogEvent, read_events
 from fermigrid.histogram import Histogram
 from fermigrid.records import BatchRecord, JobRecord
+from fermigrid.retrying import coming_back
 from fermigrid.split import count_jobs, run_of
 from fermigrid.standing import standing_of
 from fermigrid.states import State
@@ -111,6 +112,7 @@ def lines_of_jobs(f: Following) -> Iterator[list[object]]:
     of the last."""
     batches = {batch.id: batch for batch in f.ledger.batches()}
     steps = f.assembled.campaign.steps
+    back = {(one.job.batch, one.job.index) for one in coming_back(f)}
     for _, some in groupby(f.ledger.jobs_with_reports(), key=lambda row: row[0].name):
         rows = list(some)
         job = rows[-1][0]
@@ -123,6 +125,8 @@ def lines_of_jobs(f: Following) -> Iterator[list[object]]:
         ]
         last = max(reports, key=lambda one: (one.accepted, one.begin), default=None)
         words = [job.name, batch.step, run, batch.site, batch.block, batch.generation, str(job.state), job.since]
+        if (job.batch, job.index) in back:
+            words[6] = str(State.WAITING)
         cause = gist(job.reason) if job.state is not State.DONE and job.reason else ""
         yield [*words, job.starts, len(reports), *_of_report(job, last, _tame(cause))]
 

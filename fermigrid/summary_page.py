@@ -40,6 +40,7 @@ from fermigrid.summary_tables import (
     memory_table,
     node_table,
     phase_table,
+    show_work,
     slow_jobs_table,
     slow_runs_table,
     time_table,
@@ -117,17 +118,17 @@ def key_figures(summary: Summary) -> list[tuple[str, str]]:
     total, pace = merged(summary.tally.groups.values()), summary.pace
     done, failed = (sum(one.states.get(state, 0) for one in summary.counts) for state in ("done", "failed"))
     every = sum(summary.jobs.values())
-    cpu = f"{show_number(total.cpu.total / 3600)} h" if total.cpu.count else "not told"
+    cpu = show_work(total.cpu.total) if total.cpu.count else "not told"
     found = [
         ("jobs done", f"{show_number(done)} of {show_number(every)}"),
         ("jobs failed", show_number(failed)),
-        ("wall time", f"{show_number(total.wall.total / 3600)} h"),
+        ("wall time", show_work(total.wall.total)),
         ("CPU time", cpu),
         ("output", show_bytes(round(total.output.total))),
-        ("lost to failures", f"{show_number(total.lost / 3600)} h"),
+        ("lost to failures", show_work(total.lost)),
     ]
-    if pace.goes_on:
-        found.append(("done in the last hour", f"{show_rate(pace.good)} jobs/h"))
+    if pace.goes_on and not pace.young:
+        found.append(("done, by the last hour", f"{show_rate(pace.good)} jobs/h"))
     return found
 
 

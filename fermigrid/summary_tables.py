@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fermigrid.attempt import PHASES, RUNGS
+from fermigrid.axis import show_number
 from fermigrid.histogram import Histogram
 from fermigrid.pace import as_data
 from fermigrid.report import WORDS
 from fermigrid.states import ORDER
 from fermigrid.summary import SOURCES, Group, Node, Summary, merged
-from fermigrid.units import show_bytes, show_seconds
+from fermigrid.units import show_bytes, show_count, show_seconds
 
 _MOST = 20  # rows of what fails
 PHASE_WORDS = {name: name.replace("_", "-") for name in PHASES}
@@ -58,12 +59,12 @@ def time_table(summary: Summary) -> Table:
     for step, site, group in _groups(summary):
         efficiency = group.efficiency(summary.campaign.steps[step].resources.cpus)
         rows.append([
-            step, site, str(group.accepted), *_three(group.wall, show_seconds), _hours(group.wall.total),
-            _hours(group.cpu.total) if group.cpu.count else "not told", _percent(efficiency), str(group.failed),
-            str(group.surplus), _hours(group.lost),
+            step, site, str(group.accepted), *_three(group.wall, show_seconds), show_work(group.wall.total),
+            show_work(group.cpu.total) if group.cpu.count else "not told", _percent(efficiency), str(group.failed),
+            str(group.surplus), show_work(group.lost),
         ])  # fmt: skip
-    columns = ["step", "site", "accepted", "median", "95 %", "longest", "wall h", "CPU h", "CPU/wall", "failed",
-               "not counted", "lost h"]  # fmt: skip
+    columns = ["step", "site", "accepted", "median", "95 %", "longest", "wall", "CPU", "CPU/wall", "failed",
+               "not counted", "lost"]  # fmt: skip
     note = "Of accepted attempts; lost: by those that failed, or do not count: another one does, or it was done again."
     return Table("time", "Wall and CPU time", columns, rows, note)
 
@@ -104,8 +105,8 @@ def phase_table(summary: Summary) -> Table:
         total = sum(group.phases.values())
         if total:
             shares = (_percent(group.phases.get(phase, 0.0) / total) for phase in PHASES)
-            rows.append([step, _hours(total), *shares])
-    return Table("phases", "Phases", ["step", "wall h", *PHASE_WORDS.values()], rows, "Of all attempts.")
+            rows.append([step, show_work(total), *shares])
+    return Table("phases", "Phases", ["step", "wall", *PHASE_WORDS.values()], rows, "Of all attempts.")
 
 
 def data_table(summary: Summary) -> Table:
@@ -136,7 +137,7 @@ def node_table(summary: Summary) -> Table:
     """The machines on which something failed."""
     nodes = summary.tally.nodes()
     rows = [[node.host, str(node.attempts), str(node.failed), starts_words(node)] for node in nodes[:_MOST]]
-    note = f"{_left(len(nodes), 'nodes')} Attempts ran on {summary.tally.hosts} nodes.".strip()
+    note = f"{_left(len(nodes), 'nodes')} Attempts ran on {show_count(summary.tally.hosts, 'node')}.".strip()
     return Table(
         "nodes", "Nodes on which something failed", ["node", "attempts", "failed", "failed starts"], rows, note
     )
@@ -151,12 +152,12 @@ def starts_words(node: Node) -> str:
 def slow_runs_table(summary: Summary) -> Table:
     """The runs that took longest."""
     rows = [
-        [slow.step, slow.run, show_seconds(slow.seconds), str(slow.attempts), _hours(slow.wall),
+        [slow.step, slow.run, show_seconds(slow.seconds), str(slow.attempts), show_work(slow.wall),
          show_seconds(slow.longest)]
         for slow in summary.tally.slow_runs()
     ]  # fmt: skip
     note = "From the first begin to the last end of a run's attempts in a step."
-    return Table("slow runs", "Slowest runs", ["step", "run", "took", "attempts", "wall h", "longest"], rows, note)
+    return Table("slow runs", "Slowest runs", ["step", "run", "took", "attempts", "wall", "longest"], rows, note)
 
 
 def slow_jobs_table(summary: Summary) -> Table:
@@ -185,8 +186,9 @@ def _bytes(value: float) -> str:
     return show_bytes(round(value))
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f}"
+def show_work(seconds: float) -> str:
+    """What many jobs took together: `1 200 h`; below ten hours with minutes and seconds."""
+    return f"{show_number(seconds / 3600)} h" if seconds >= 36_000 else show_seconds(seconds)
 
 
 def _percent(share: float | None) -> str:

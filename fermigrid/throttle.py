@@ -195,23 +195,34 @@ def out_of_reach(f: Following) -> list[str]:
     return [f"limits do not reach {names}: all their jobs were put into the queue at once when there was no limit"]
 
 
-def why_waits(f: Following, record: BatchRecord) -> Iterator[str]:
-    """Why jobs of a batch do not start for a reason of ours, in words."""
+def why_kept(f: Following, record: BatchRecord) -> Iterator[str]:
+    """Why no job of a batch starts now, by our own doing, in words: as long as that is so, nothing else matters."""
     f = as_now(f)
-    if record.site in f.assembled.drained:
+    halt, drained = next((one for one in f.ledger.halts() if one.kind == BREAKER), None), f.assembled.drained
+    if halt:
+        yield f"nothing more starts until `fermigrid resume`, since {halt.since}: {halt.why}"
+    if record.site in drained:
         yield f"{record.site} is drained: nothing more starts there until `fermigrid set sites.{record.site}=undrain`"
+    elif not halt and record.id in f.ledger.paused() and (said := _limits_of(f, record)):
+        yield f"limits: no place is free for this batch now ({said}); `fermigrid set` shows what is in force"
+
+
+def why_waits(f: Following, record: BatchRecord) -> Iterator[str]:
+    """What the limits let a batch do, in words."""
+    f = as_now(f)
     batch = next((one for one in _sent(f) if one.record.id == record.id), None)
-    scopes = [s for s in scopes_of(f.assembled.campaign.limits, f.assembled.sites) if s.has(record)]
-    if batch is None or not scopes or batch.told.allowed.places is None:
+    said = _limits_of(f, record)
+    if batch is None or not said or batch.told.allowed.places is None:
         return
-    pairs = [(f"{s.key}.running", s.running) for s in scopes] + [(f"{s.key}.starts", s.starts) for s in scopes]
-    said = [f"{key} = {value}" for key, value in pairs if value]
     allowed, running = batch.told.allowed, batch.running
-    if record.id in f.ledger.paused():
-        yield f"limits: no place is free for this batch now ({', '.join(said)}); `fermigrid set` shows what is in force"
-        return
     rate = f", and about {allowed.starts:.3g} start in a minute" if allowed.starts else ""
-    yield f"limits: this batch may have {allowed.places} jobs in the queue{rate}; {running} run now ({', '.join(said)})"
+    yield f"limits: this batch may have {allowed.places} jobs in the queue{rate}; {running} run now ({said})"
+
+
+def _limits_of(f: Following, record: BatchRecord) -> str:
+    scopes = [s for s in scopes_of(f.assembled.campaign.limits, f.assembled.sites) if s.has(record)]
+    pairs = [(f"{s.key}.running", s.running) for s in scopes] + [(f"{s.key}.starts", s.starts) for s in scopes]
+    return ", ".join(f"{key} = {value}" for key, value in pairs if value)
 
 
 class Throttle:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fermigrid.campaign import Campaign
 from fermigrid.plan import Assembled
 from fermigrid.runs import Run
-from fermigrid.units import exact_bytes, exact_seconds, show_bytes, show_seconds
+from fermigrid.units import exact_bytes, exact_seconds, show_bytes, show_count, show_seconds
 
 MEMORY_MARGIN, DISK_MARGIN, WALLTIME_MARGIN = 1.3, 1.5, 2.0
 _MEMORY_STEP, _DISK_STEP, _WALLTIME_STEP = 128 * 2**20, 2**30, 600  # what is suggested is a multiple of these
@@ -59,7 +59,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the good jobs of a step took, and what is suggested for the others. `rest`: so many jobs of it are left."""
+    """What the good jobs of a step took, and what is suggested for others. `rest_...`: for the jobs that are left."""
 
     step: str
     jobs: int
@@ -71,6 +71,7 @@ class Measured:
     disk_most: int | None
     output: float  # of a job, on average
     suggested: Mapping[str, int]
+    rest_jobs: float
     rest_wall: float
     rest_output: float
 
@@ -97,6 +98,7 @@ def measure(
             disk_most=disk,
             output=sum(usage.output for usage in ours) / len(ours),
             suggested=_suggest(memory, disk, most),
+            rest_jobs=len(ours) / weight * rest.get(name, 0.0),
             rest_wall=wall / weight * rest.get(name, 0.0),
             rest_output=sum(usage.output for usage in ours) / weight * rest.get(name, 0.0),
         )
@@ -147,9 +149,12 @@ def suggestions(campaign: Campaign, measured: Sequence[Measured]) -> Iterator[st
     """What to ask for instead, step by step, next to what is asked for now."""
     for one in measured:
         now = campaign.steps[one.step].resources
-        new = [f"{name} {_exact(name, value)} ({_exact(name, getattr(now, name))} now)"
-               for name, value in sorted(one.suggested.items())]  # fmt: skip
-        yield f"{one.step}: {', '.join(new)}"
+        new = [
+            f"{name} {_exact(name, value)} ({_exact(name, getattr(now, name))} now)"
+            for name, value in sorted(one.suggested.items())
+            if value != getattr(now, name)
+        ]
+        yield f"{one.step}: {', '.join(new) or 'what it asks for now'}"
 
 
 def _exact(name: str, value: int) -> str:
@@ -165,8 +170,14 @@ def total_in_words(campaign: Campaign, measured: Sequence[Measured], runs: int) 
     cores = sum(one.rest_wall * campaign.steps[one.step].resources.cpus for one in measured)
     output = sum(one.rest_output for one in measured)
     yield f"the other {runs} runs: {cores / 3600:,.1f} core hours, {show_bytes(round(output))} of output"
-    if campaign.limits.running:
-        yield f"with {campaign.limits.running} jobs at a time: {show_seconds(wall / campaign.limits.running)}"
+    limits, jobs = campaign.limits, sum(one.rest_jobs for one in measured)
+    takes = {}
+    if limits.running:
+        takes[f"{limits.running} jobs at a time"] = wall / limits.running
+    if limits.starts:
+        takes[f"{show_count(limits.starts, 'start')} a minute"] = jobs / limits.starts * 60
+    if takes:
+        yield f"with {' and '.join(takes)}: {show_seconds(max(takes.values()))}"
     missing = sorted(set(campaign.steps) - {one.step for one in measured})
     if missing:
         yield f"no job of {', '.join(missing)} is good: it is not in these figures"

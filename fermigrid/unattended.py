@@ -64,11 +64,11 @@ def _care(f: Following, turn: Turn, always: bool) -> list[str]:
     changed = stamp if moved or before is None else before.changed
     age = _age(before.cared, now) if before and before.cared else None
     if before and not (always or age is None or age >= CARE_S or _is_needed(f, before)):
-        f.ledger.watched(replace(before, looked=stamp, changed=changed))
+        f.ledger.watched(replace(before, looked=now.isoformat(), changed=changed))
         return []
     alerts, problems = alerts_or_none(f.assembled.campaign, f.hand.environment)
     heard = _listen(f, before, now, min(ASK_S, alerts.silence / 4))
-    watching = Watching(stamp, changed, heard.asked, heard.silent, heard.why, stamp)
+    watching = Watching(now.isoformat(), changed, heard.asked, heard.silent, heard.why, stamp)
     f.ledger.watched(watching)
     return [*problems, *_tell(f, turn, watching, alerts)]
 
@@ -76,7 +76,8 @@ def _care(f: Following, turn: Turn, always: bool) -> list[str]:
 def _is_needed(f: Following, before: Watching) -> bool:
     """Is a person needed since the last look? `watch` may end before it tells in its turn."""
     since = [*(halt.since for halt in f.ledger.halts()), *(asked.since for asked in RetryBook(f.ledger).asked())]
-    return any(one >= before.looked for one in since)
+    looked = datetime.fromisoformat(before.looked).replace(microsecond=0)
+    return any(datetime.fromisoformat(one) >= looked for one in since)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _view(f: Following, turn: Turn, standing: Standing, watching: Watching, now:
         halts=f.ledger.halts(),
         held={why: count for why, count in f.ledger.held_reasons().items() if not why.startswith(PAUSED)},
         running=standing.counts[State.RUNNING],
-        waiting=standing.counts[State.WAITING],
+        waiting=standing.counts[State.WAITING] - len(standing.returning),  # those wait for their time
         doubtful=f.ledger.doubtful(),
         problems=turn.problems,
         walltime=max(step.resources.walltime for step in f.assembled.campaign.steps.values()),

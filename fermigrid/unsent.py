@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fermigrid.advance import RunState, Withheld, block_of, runs_of_block
+from fermigrid.advance import RunState, Withheld, block_name, block_of, runs_of_block
+from fermigrid.gate import TRIAL
 from fermigrid.plan import Assembled, job_name
 from fermigrid.progress import names_of, progress_of
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.retire import blocks_at_work
+from fermigrid.retrying import coming_back, undecided
 from fermigrid.split import count_jobs, pieces_of, run_of
-from fermigrid.standing import HALTED
+from fermigrid.standing import HALTED, from_when
 from fermigrid.states import State
 from fermigrid.watch import Following, why_not_sent
 from fermigrid.withheld_book import WithheldBook
@@ -53,7 +55,10 @@ def _explain(f: Following, block: str, step: str, run: str) -> Iterator[str]:
         part = runs_of_block(a.campaign, a.runs, block, a.trial)
         after = [name for name in a.campaign.steps[step].after if count_jobs(a.campaign.steps[name], part)]
         waits = [words for name in after for words in _goes_on(f, block, name, batches, run)]
-        halts = [f"{HALTED[halt.kind]} since {halt.since}: {halt.why}" for halt in f.ledger.halts()]
+        mine = [
+            halt for halt in f.ledger.halts() if halt.kind != TRIAL or block != block_name(0)
+        ]  # the trial itself goes on
+        halts = [f"{HALTED[halt.kind]} since {halt.since}: {halt.why}" for halt in mine]
         if waits:
             yield f"not sent yet: it waits for the end of {' and '.join(waits)}"
         yield from (f"not sent yet: {words}" for words in halts)
@@ -80,23 +85,27 @@ def _lost_of(f: Following, batch: BatchRecord, run: str) -> Iterator[str]:
         how = "failed" if job.state is State.FAILED else "was removed"
         yield f"{job.name} {how}" + (f" ({job.reason})" if job.reason else "")
     if batch.removed and not ended and run in names_of(f.assembled, batch):
-        progress = progress_of(f.ledger, f.assembled)[batch.block, batch.step]
+        progress = progress_of(f.ledger, f.assembled, undecided(f))[batch.block, batch.step]
         if progress.state(run) is RunState.FAILED:
             yield f"{batch.name} was removed on {batch.removed}"
 
 
 def _not_done(f: Following, batch: BatchRecord, run: str) -> list[JobRecord]:
-    step = f.assembled.campaign.steps[batch.step]
-    return [job for job in f.ledger.jobs_not_done(batch.id) if run_of(job.name, batch.step, step) == run]
+    """The jobs of a run that did not end well, and that no rule may begin again."""
+    rest = [job for job in f.ledger.jobs_not_done(batch.id) if _is_of(f, job, [batch], run)]
+    open_ = undecided(f).get(batch.id, ()) if rest else ()
+    return [job for job in rest if job.name not in open_]
 
 
 def _goes_on(f: Following, block: str, step: str, batches: Sequence[BatchRecord], run: str) -> Iterator[str]:
     """What a run waits for in a step before its own: its jobs that rest, or the others of its block."""
-    progress, counts = progress_of(f.ledger, f.assembled).get((block, step)), f.ledger.counts()
+    progress, counts = progress_of(f.ledger, f.assembled, undecided(f)).get((block, step)), f.ledger.counts()
     mine = [batch for batch in batches if batch.step == step]
     rest = [job for batch in mine for job in _not_done(f, batch, run) if job.state in (State.HELD, State.UNKNOWN)]
     if WithheldBook(f.ledger).places().get((step, run)) is Withheld.HELD:
         yield f"{step} of {run}, which was held before it was sent: `fermigrid release` lets it be sent"
+    elif back := [one for one in coming_back(f) if _is_of(f, one.job, mine, run)]:
+        yield _some([f"{one.job.name}, which a rule begins again {from_when([one])} ({one.why})" for one in back])
     elif rest:
         yield _some([f"{job.name}, which is {job.state}" + f" ({job.reason})" * bool(job.reason) for job in rest])
     elif progress is None:
@@ -106,6 +115,12 @@ def _goes_on(f: Following, block: str, step: str, batches: Sequence[BatchRecord]
         yield f"{step} in block {block} (so far {ended} of {sum(batch.counted for batch in mine)})"
     elif RunState.NEEDED in progress.runs.values():
         yield f"{step} in block {block}, of which something is still to be sent"
+
+
+def _is_of(f: Following, job: JobRecord, batches: Sequence[BatchRecord], run: str) -> bool:
+    """Is it a job of a run in one of these batches?"""
+    step = next((batch.step for batch in batches if batch.id == job.batch), None)
+    return step is not None and run_of(job.name, step, f.assembled.campaign.steps[step]) == run
 
 
 def _some(words: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from fermigrid.ledger import Ledger
 from fermigrid.plan import Assembled
 from fermigrid.records import BatchRecord, JobRecord
 from fermigrid.report import Report, cause_of, parse_report
+from fermigrid.retry_book import RetryBook
 from fermigrid.runfolder import RunFolder
 from fermigrid.split import chosen_pieces
 from fermigrid.states import State
@@ -114,6 +115,7 @@ class _Writer:
                 self._ledger.apply((job for job, _ in some if not job.state.final), Cursor())
                 if self._reports:
                     self._ledger.take_in(judged)
+                    RetryBook(self._ledger).judged(job for job, _ in judged if job.state is State.FAILED)
                     events.writelines(_event(batch, job, self._random) for job, _ in judged)
                 else:
                     self._ledger.apply((job for job, _ in judged), Cursor())

@@ -113,4 +113,4 @@ def _about(f: Following, audit: CampaignAudit) -> About:
         how += f", {unlooked} not looked at"
     time = f.hand.now().isoformat(timespec="seconds")
     return About(record.name, record.instance, str(f.folder.path), time, f.hand.who, __version__, how,
-                 standing.words, standing.jobs)  # fmt: skip
+                 standing.words, standing.every)  # fmt: skip

@@ -11,8 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,14 +27,19 @@ from fermigrid.ledger_file import BUSY_S, writing
 from fermigrid.registry import find_campaign, registries
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import Standing, standing_of, top_failures
-from fermigrid.states import State
 from fermigrid.submit import Hand
 from fermigrid.trial import as_adjusted
 from fermigrid.unattended import look_and_care
-from fermigrid.units import show_count
+from fermigrid.units import show_count, show_seconds
 from fermigrid.watch import Following, Turn, look
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 SAID = 100  # texts that are kept while the live screen is there
+_OTHER_S = 20.0  # another watch looks more often than that
+_ENTER, _LEAVE = b"\x1b[?1049h\x1b[?25l\x1b[2J", b"\x1b[?1049l\x1b[?25h"  # the other screen, without a cursor; and back
+_INTERRUPTED = 130  # exit code, as of shells
 POLL_S = 2.0  # between two looks while following; a look costs one read of each event log
 
 
@@ -100,21 +106,49 @@ def follow(f: Following, until_stopped: bool = False) -> Standing:
 
     The writer's lock is held only while looking, so that another terminal can remove, hold and release meanwhile.
     """
+    looks = _Looks()
     try:
-        with _screen(f) as (seen, show):
-            return _follow(seen, until_stopped, show)
+        with _screen(f, looks) as (seen, show):
+            return _follow(seen, until_stopped, show, looks)
     except KeyboardInterrupt:
         name = f.assembled.campaign.campaign
-        f.hand.tell(f"nobody looks at {name} any more: its jobs go on, and `fermigrid watch {name}` looks again")
-        raise
+        if age := looks.age_of_other(f):
+            f.hand.tell(f"this watch has ended; another fermigrid looked at {name} {age} ago, and its jobs go on")
+        else:
+            f.hand.tell(f"nobody looks at {name} any more: its jobs go on, and `fermigrid watch {name}` looks again")
+        raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
-def _follow(f: Following, until_stopped: bool, show: Callable[[Standing], None]) -> Standing:
+@dataclass
+class _Looks:
+    """When this watch looked last, and when another one did meanwhile, as the ledger has it."""
+
+    mine: str | None = None
+    other: str | None = None
+    at_work: bool = False  # with the writer's lock
+
+    def see(self, f: Following) -> None:
+        """A look since our own last one was somebody else's."""
+        if self.mine and (looked := _looked(f)) != self.mine:
+            self.other = looked
+
+    def age_of_other(self, f: Following) -> str:
+        """How long ago another one looked, if it seems to look again and again."""
+        self.see(f)
+        age = (f.hand.now() - datetime.fromisoformat(self.other)).total_seconds() if self.other else _OTHER_S
+        return show_seconds(max(0.0, age)) if age < _OTHER_S else ""
+
+
+def _looked(f: Following) -> str | None:
+    return watching.looked if (watching := f.ledger.watching()) else None
+
+
+def _follow(f: Following, until_stopped: bool, show: Callable[[Standing], None], looks: _Looks) -> Standing:
     told: set[str] = set()
     while True:
         if not f.folder.ledger.is_file():
             raise RunFolderError(f"the run folder {f.folder.path} has gone while it was followed")
-        turn = _turn(f)
+        turn = _turn(f, looks)
         for problem in turn.problems:
             if (words := problem.partition(", in ")[0]) not in told:  # the time left of a proxy is always another
                 f.hand.tell(problem)
@@ -142,16 +176,22 @@ def tell_holds(f: Following, told: set[str]) -> None:
     told.update(found)
 
 
-def _turn(f: Following) -> Turn:
+def _turn(f: Following, looks: _Looks) -> Turn:
     try:
         with writing(f.folder.ledger):
-            return look_and_care(f)
+            looks.see(f)
+            looks.at_work = True
+            try:
+                return look_and_care(f)
+            finally:  # what was written while we have the lock is ours
+                looks.mine = _looked(f)
+                looks.at_work = False
     except LedgerBusy as error:  # the other one looks for us too
         return Turn(0, 0, 0, False, (str(error),))
 
 
 @contextmanager
-def _screen(f: Following) -> Iterator[tuple[Following, Callable[[Standing], None]]]:
+def _screen(f: Following, looks: _Looks) -> Iterator[tuple[Following, Callable[[Standing], None]]]:
     """A live screen on a terminal, which also has what is told meanwhile: it is told again when the screen has gone.
     Elsewhere nothing but what is told."""
     if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
@@ -166,14 +206,15 @@ def _screen(f: Following) -> Iterator[tuple[Following, Callable[[Standing], None
     screen = Screen(View(f.assembled.campaign.campaign, standing_of(f)), f.hand.now)
 
     def show(standing: Standing) -> None:
-        failures = top_failures(f) if standing.counts[State.FAILED] else []
-        screen.view = View(screen.view.name, standing, failures, tuple(said), f.hand.now())
+        screen.view = View(screen.view.name, standing, top_failures(f, standing), tuple(said), f.hand.now())
+        pause.if_wanted()
 
     size = {"COLUMNS", "LINES"}  # rich believes them; exported by a shell, they are what the terminal was once
     console = Console(stderr=True, _environ={name: value for name, value in os.environ.items() if name not in size})
     before = signal.signal(signal.SIGTERM, _end)  # else it would leave the terminal as it is
+    pause = _Pause(console, looks)
     try:
-        with Live(screen, console=console, screen=True, redirect_stdout=False, redirect_stderr=False) as live:
+        with pause, Live(screen, console=console, screen=True, redirect_stdout=False, redirect_stderr=False) as live:
             try:
                 yield replace(f, hand=replace(f.hand, tell=said.append)), show
             finally:
@@ -182,6 +223,36 @@ def _screen(f: Following) -> Iterator[tuple[Following, Callable[[Standing], None
         signal.signal(signal.SIGTERM, before)
         for text in said:
             f.hand.tell(text)
+
+
+class _Pause:
+    """Ctrl-Z on the live screen: the terminal is as it was until `fg`. Not during a look: others could not work."""
+
+    def __init__(self, console: Console, looks: _Looks) -> None:
+        self._console, self._looks, self._wanted = console, looks, False
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGTSTP, self._want)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTSTP, self._before)
+
+    def _want(self, *_: object) -> None:
+        self._wanted = True
+        if not self._looks.at_work:
+            self.if_wanted()
+
+    def if_wanted(self) -> None:
+        if not self._wanted:
+            return
+        file, self._wanted = self._console.file, False
+        os.write(file.fileno(), _LEAVE)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        while os.tcgetpgrp(file.fileno()) != os.getpgrp():  # `bg`: a screen is for the foreground
+            os.kill(os.getpid(), signal.SIGSTOP)
+        signal.signal(signal.SIGTSTP, self._want)
+        os.write(file.fileno(), _ENTER)  # and it is drawn anew, as always some times a second
 
 
 def _end(number: int, _: object) -> None:

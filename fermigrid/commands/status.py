@@ -48,7 +48,7 @@ def _summary(name: str, folder: Any) -> dict[str, Any]:
             standing = standing_of(f)
     except FermigridError as error:  # one that cannot be read must not hide the others
         return {"campaign": name, "jobs": "", "state": f"cannot be read: {error}", "folder": str(folder.path)}
-    return {"campaign": name, "jobs": standing.jobs, "state": standing.words, "folder": str(folder.path)}
+    return {"campaign": name, "jobs": standing.every, "state": standing.words, "folder": str(folder.path)}
 
 
 def _history(campaign: str, as_json: bool) -> int:
@@ -78,9 +78,10 @@ def _one(campaign: str, check: bool, failed: bool, batches: bool, as_json: bool)
         problems = refresh(f)
         standing = standing_of(f)
         watched = in_words(f, f.hand.now())
-        losers = f.ledger.jobs_in(State.FAILED) if failed else []
+        back = {(one.job.batch, one.job.index) for one in standing.returning}
+        losers = [job for job in f.ledger.jobs_in(State.FAILED) if (job.batch, job.index) not in back] if failed else []
         limits = list(limits_words(f))
-        reasons = top_failures(f) if standing.counts[State.FAILED] else []
+        reasons = top_failures(f, standing)
     if as_json:
         rows = [
             {
@@ -99,11 +100,15 @@ def _one(campaign: str, check: bool, failed: bool, batches: bool, as_json: bool)
                 "campaign": f.assembled.campaign.campaign,
                 "folder": str(f.folder.home or f.folder.path),
                 "archive": str(f.folder.archive) if f.folder.archive else None,
-                "jobs": standing.jobs,
+                "jobs": standing.every,
                 "states": standing.counts,
                 "unsent": standing.unsent,
                 "blocked": standing.blocked,
                 "again": standing.again,
+                "returning": [
+                    {"job": one.job.name, "at": one.at.isoformat(), "why": one.job.reason or one.why}
+                    for one in standing.returning
+                ],
                 "rehearsed": standing.rehearsed,
                 "steps": [{"step": c.step, "site": c.site, "states": c.states} for c in standing.by_step],
                 "unsent_by_step": standing.unsent_by_step,
@@ -136,7 +141,8 @@ def _one(campaign: str, check: bool, failed: bool, batches: bool, as_json: bool)
                 click.echo(watched)
             click.echo(f"fermigrid watch looked last: {standing.looked or 'never'}")
             if standing.pace.goes_on:
-                click.echo(f"{rate_words(standing.pace)}\n{end_words(standing.pace, f.hand.now())}")
+                told = rate_words(standing.pace), end_words(standing.pace, f.hand.now())
+                click.echo("\n".join(filter(None, told)))
         if losers:
             print_table(["job", "host", "code", "reason"], [[j.name, j.host, j.code, j.reason] for j in losers])
     return 1 if check and not standing.good else 0

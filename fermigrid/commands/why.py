@@ -18,11 +18,11 @@ def command(campaign: str, job: str, lines: int, as_json: bool) -> None:
     from fermigrid.commands.logs import without_report
     from fermigrid.commands.tables import print_json
     from fermigrid.errors import NotFound
-    from fermigrid.explain import explain_job
+    from fermigrid.explain import comes_back, explain_job
     from fermigrid.find_job import Found, find_job, read_log
     from fermigrid.unsent import explain_unsent
 
-    found, earlier = None, list[Found]()
+    found, earlier, back = None, list[Found](), None
     with following(locate(campaign), make_hand(), archived=True) as f:
         words = list(refresh(f))
         try:
@@ -34,8 +34,10 @@ def command(campaign: str, job: str, lines: int, as_json: bool) -> None:
         if found:
             words += explain_job(f, found, earlier)
             words += explain_unsent(f, job) if found.record.retired and not found.record.successor else ()
+            back = comes_back(f, found)
         log = without_report(read_log(found, f.folder) or b"") if found else b""
     state, batch = (str(found.record.state), found.batch.name) if found else ("not sent", None)
+    state = "waiting" if back else state
     tail = log.decode(errors="replace").splitlines()[-lines:] if lines else []
     if as_json:
         print_json({"job": job, "state": state, "batch": batch, "why": words, "log": tail})

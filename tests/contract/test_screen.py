@@ -62,7 +62,8 @@ class Terminal:
         )
         return done.stdout
 
-    def start(self, *arguments: str, **more: str) -> None:
+    def command(self, *arguments: str, **more: str) -> str:
+        """What a person types."""
         settings = {
             "PYTHONPATH": str(ROOT), "FERMIGRID_STATE": os.environ["FERMIGRID_STATE"], "FERMIGRID_POLL_S": "0.3",
             "FERMIGRID_SITES": str(self._folder), "FERMIGRID_ALERTS": "", "LC_ALL": "C.UTF-8",
@@ -70,11 +71,22 @@ class Terminal:
             **more,
         }  # fmt: skip
         words = [f"{name}={value}" for name, value in settings.items()]
-        line = shlex.join(["env", *words, sys.executable, "-m", "fermigrid", *arguments])
+        return shlex.join(["env", *words, sys.executable, "-m", "fermigrid", *arguments])
+
+    def start(self, *arguments: str, **more: str) -> None:
+        line = self.command(*arguments, **more)
         script = f"cd {shlex.quote(str(self._folder))}; echo $$ > pid; {line}; echo ended with $?; exec sleep 600"
         self.tmux(
             "new-session", "-d", "-x", str(self._width), "-y", str(self._height), f"bash -c {shlex.quote(script)}"
         )
+
+    def start_shell(self) -> None:
+        self.tmux("new-session", "-d", "-x", str(self._width), "-y", str(self._height), "bash --norc -i")
+        self.type(f"cd {shlex.quote(str(self._folder))}")
+
+    def type(self, line: str) -> None:
+        self.tmux("send-keys", "-l", line)
+        self.tmux("send-keys", "Enter")
 
     def screen(self) -> str:
         return self.tmux("capture-pane", "-p")
@@ -137,7 +149,7 @@ def test_a_campaign_is_seen_to_its_end(submitted: Path, terminal: Terminal) -> N
     assert "merge  6 not sent" in text and "Ctrl-C ends the watching, not the jobs" in text
     (submitted / "go").touch()
     text = terminal.until("ended with 1")
-    assert "shown: 11 jobs, 10 done, 1 failed" in text, "what came of it is left on the terminal"
+    assert "shown: 12 jobs, 10 done, 1 failed, 1 never sent" in text, "what came of it is left on the terminal"
     assert "submitted shown.b0000.merge.g0: 5 jobs" in text, "and what was told meanwhile"
     assert "Ctrl-C ends" not in text
 
@@ -167,10 +179,64 @@ def test_ctrl_c_ends_the_watching_and_not_the_jobs(submitted: Path, terminal: Te
     terminal.tmux("send-keys", "C-c")
     text = terminal.until("ended with 130")
     assert "its jobs go on, and `fermigrid watch shown` looks again" in text.replace("\n", "")
-    assert not running(text)
+    assert "interrupted" not in text and not running(text)
     (submitted / "go").touch()
     code, out, _ = fermigrid("watch", "run", cwd=submitted, env={"FERMIGRID_SITES": str(submitted)})
-    assert (code, out.splitlines()[0]) == (1, "shown: 11 jobs, 10 done, 1 failed")
+    assert (code, out.splitlines()[0]) == (1, "shown: 12 jobs, 10 done, 1 failed, 1 never sent")
+
+
+def test_ctrl_c_does_not_say_that_nobody_looks_where_another_watch_does(submitted: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    both = [Terminal(folder, 100, 30) for folder in (submitted, tmp_path / "other")]
+    sites = {"FERMIGRID_SITES": str(submitted)}
+    try:
+        for one in both:
+            one.start("watch", str(submitted / "run"), **sites)
+        for one in both:
+            one.until(running)
+        both[0].tmux("send-keys", "C-c")
+        text = both[0].until("ended with 130")
+        assert "this watch has ended; another fermigrid looked at shown" in text and "nobody looks" not in text
+        assert running(both[1].screen())
+    finally:
+        for one in both:
+            one.tmux("kill-server")
+
+
+def alternate(terminal: Terminal) -> bool:
+    """Does the program have the terminal's other screen, without a cursor?"""
+    found = terminal.tmux("display-message", "-p", "#{alternate_on} #{cursor_flag}").split()
+    assert found in (["1", "0"], ["0", "1"])
+    return found == ["1", "0"]
+
+
+def test_ctrl_z_gives_the_terminal_back_until_fg(submitted: Path, terminal: Terminal) -> None:
+    terminal.start_shell()
+    terminal.type(terminal.command("watch", "run"))
+    terminal.until(running)
+    for again in ("fg", "bg; fg"):
+        terminal.tmux("send-keys", "C-z")
+        text = terminal.until("Stopped")
+        assert not alternate(terminal) and "Ctrl-C ends" not in text
+        code, out, err = fermigrid("hold", "run", cwd=submitted, env={"FERMIGRID_SITES": str(submitted)})
+        assert code == 0, (out, err, "nobody waits for a watch that is stopped")
+        terminal.type(f"clear; {again}")
+        terminal.until("held")
+        assert alternate(terminal)
+        fermigrid("release", "run", cwd=submitted, env={"FERMIGRID_SITES": str(submitted)})
+        terminal.until(running)
+    terminal.tmux("send-keys", "C-c")
+    terminal.until("nobody looks at shown any more")
+    assert not alternate(terminal)
+
+
+def test_ctrl_z_where_nothing_can_be_stopped(submitted: Path, terminal: Terminal) -> None:
+    """Without a shell that begins it again it goes on, with its screen."""
+    terminal.start("watch", "run")
+    terminal.until(running)
+    terminal.tmux("send-keys", "C-z")
+    (submitted / "go").touch()
+    terminal.until("ended with 1")
 
 
 @pytest.mark.parametrize("coloured", [True, False])
@@ -193,6 +259,6 @@ def test_a_kill_leaves_a_terminal_that_can_be_used(submitted: Path, terminal: Te
 def test_without_a_terminal_there_are_plain_lines(submitted: Path) -> None:
     (submitted / "go").touch()
     code, out, err = fermigrid("watch", "run", cwd=submitted, env={"FERMIGRID_SITES": str(submitted)})
-    assert code == 1 and out.startswith("shown: 11 jobs, 10 done, 1 failed\n")
+    assert code == 1 and out.startswith("shown: 12 jobs, 10 done, 1 failed, 1 never sent\n")
     assert "\x1b" not in out + err
     assert "submitted shown.b0000.merge.g0: 5 jobs" in err

@@ -102,7 +102,7 @@ def person(tmp_path: Path) -> Operator:
 def test_a_trial_comes_first_and_counts(person: Operator) -> None:
     person.write("limits: {running: 6}\n")
     told = person.submit("--trial", "5")
-    assert "5 jobs, 5 done" in told
+    assert "24 jobs, 5 done, 19 not sent yet" in told
     assert "suggested for go: walltime 10 min (4 h now)" in told
     assert "the other 19 runs:" in told
     assert "the rest waits for" in told

@@ -133,6 +133,13 @@ def test_a_foreign_file(tmp_path: Path, name: str) -> None:
         assert only(campaign) == f"foreign {run} {path}: no accepted attempt made it"
 
 
+def test_a_file_of_another_version(tmp_path: Path) -> None:
+    with ran(tmp_path) as campaign:
+        path = campaign.folder.outputs / f"clump/{ONE}_c001_v399.fit"
+        path.write_text("of the processing before")
+        assert only(campaign) == f"older {ONE} {path}: has the name of an output in another version"
+
+
 def test_a_foreign_link_and_a_name_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ran(tmp_path) as campaign:
         (campaign.folder.outputs / "a.fit").symlink_to("/etc/passwd")

@@ -22,7 +22,7 @@ def failed(share: str, *newest_first: Result) -> str:
 def test_a_share_of_the_whole_window() -> None:
     assert failed("20 % of the last 10", BAD, *[GOOD] * 8) == ""
     words = failed("20 % of the last 10", BAD, BAD)
-    assert words == "2 of the last 2 jobs failed, 2 are enough (20 % of the last 10)"
+    assert words == "2 of the last 2 attempts failed, 2 are enough (20 % of the last 10)"
     assert failed("20 % of the last 10", *[GOOD] * 8, BAD, BAD)
     assert failed("20 % of the last 10", *[GOOD] * 9, BAD, BAD) == "", "the eleventh has left the window"
 
@@ -45,7 +45,7 @@ def test_images_over_the_network() -> None:
     stop_if = StopIf(http="50 % of the last 4")
     over = [Result(False, "http"), Result(False, "registry")]
     assert find_reason(stop_if, [over[0], *[Result(False, "cache")] * 3], None) == ""
-    assert "2 of the last 4 jobs fetched their image over the network" in find_reason(
+    assert "2 of the last 4 attempts fetched their image over the network" in find_reason(
         stop_if, [*over, GOOD, GOOD], None
     )
 

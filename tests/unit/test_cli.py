@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,29 @@ def test_json_wherever_a_table_is_printed(here: Path, capsys: pytest.CaptureFixt
     assert why["why"] == ["job 1 of cluster 1 waits for a machine"]
 
 
+def test_a_job_that_a_rule_begins_again_waits_and_the_list_of_campaigns_says_what_is_stopped(
+    here: Path, capsys: pytest.CaptureFixture[str], system: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stand_in, "TIME", datetime.now(UTC))
+    more = "retries: {rules: [{when: {exit: 7}, do: wait, after: 10 min}]}\nstop_if: {failed: 100 % of the last 2}\n"
+    submitted(here, capsys, SMALL + "  then: {after: [go], command: [/bin/true]}\n" + more)
+    stand_in.end_job(system.landed[0], 1, 7)
+    call(capsys, "watch", "small", "--once")
+    out = call(capsys, "status", "small", "--failed")[1]
+    assert "small: 4 jobs, 2 waiting, 2 not sent yet\nagain by a rule, from " in out and "failed" not in out
+    status = json.loads(call(capsys, "status", "small", "--json")[1])
+    assert status["states"]["failed"] == 0 and status["failed"] == []
+    assert [(one["job"], one["why"]) for one in status["returning"]] == [
+        ("go.0001", "the payload ended with exit code 7")]  # fmt: skip
+    assert call(capsys, "why", "small", "go.0001")[1].startswith("go.0001: waiting (small.b0000.go.g0 at local)\n")
+    assert json.loads(call(capsys, "why", "small", "go.0001", "--json")[1])["state"] == "waiting"
+    stand_in.end_job(system.landed[0], 0, 3)
+    call(capsys, "watch", "small", "--once")
+    (mine,) = json.loads(call(capsys, "status", "--json")[1])
+    assert mine["jobs"] == 4 and mine["state"].startswith("1 waiting, 1 failed, 1 not sent yet, 1 never sent; 1 again ")
+    assert mine["state"].endswith("; stopped by the circuit breaker")
+
+
 def test_why_and_status_tell_of_jobs_that_are_not_sent(
     here: Path, capsys: pytest.CaptureFixture[str], system: Memory
 ) -> None:
@@ -298,7 +322,7 @@ def test_why_and_status_tell_of_jobs_that_are_not_sent(
     stand_in.end_job(system.landed[0], 0)
     assert "never sent, because what comes before failed or was removed: 1 job\n" in call(capsys, "status", "small")[1]
     status = json.loads(call(capsys, "status", "small", "--json")[1])
-    assert (status["jobs"], status["unsent"], status["blocked"]) == (2, 2, 1)
+    assert (status["jobs"], status["unsent"], status["blocked"]) == (4, 2, 1)
 
 
 def test_watch_tells_why_jobs_are_held(here: Path, capsys: pytest.CaptureFixture[str], system: Memory) -> None:
@@ -449,7 +473,7 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on(here: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.endswith("interrupted: nothing is lost; the same command goes on from here\n")
+    assert err.endswith("its jobs go on, and `fermigrid watch small` looks again\n"), "and nothing else"
     with closing(open_ledger(here / "fermigrid-runs/small/ledger.sqlite")) as ledger, writing(ledger.path):
         assert ledger.batches()[0].submitted
 

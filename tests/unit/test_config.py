@@ -346,3 +346,11 @@ def test_of_very_many_problems_the_first_are_shown(tmp_path: Path) -> None:
     lines = str(refused.value).splitlines()
     assert (len(refused.value.problems), len(lines)) == (500, MOST_SHOWN + 1)
     assert lines[-1] == f"... and {500 - MOST_SHOWN} more"
+
+
+def test_a_file_that_is_not_there_and_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "campaign.yaml").write_text("campaign: x\n")
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file or directory; did you mean 'campaign.yaml'\?"):
+        read_text(tmp_path / "campaign")
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file or directory$"):
+        read_text(tmp_path / "other/x")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fermigrid.errors import SubmissionRefused
 from fermigrid.records import BatchRecord
+from fermigrid.resume import resume
 from fermigrid.states import Seen
+from fermigrid.trial import as_adjusted
 from fermigrid.unsent import explain_unsent
 from fermigrid.watch import watch_once
+from tests.campaigns import NOW
 from tests.stand_in import Memory, end_job, tell
 from tests.unit.test_submit import CHAIN, campaign, system
 
@@ -65,3 +70,19 @@ def test_the_last_few_are_not_waited_for(tmp_path: Path, system: Memory, late: i
             end_job(clumps, index)
         watch_once(f)
         assert sum(of_merges(f.ledger.batches())) == RUNS
+
+
+def test_the_steps_of_a_trial_wait_for_no_resume(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, CHAIN, "run,events\nr1,5\nr2,5\n") as begun:
+        begun.ledger.begin_trial(["r1"], NOW, "me")
+        f = replace(begun, assembled=as_adjusted(begun.assembled, ("r1",), {}))
+        watch_once(f)
+        assert [batch.jobs for batch in system.landed] == [1]
+        assert explain_unsent(f, "merge.r1") == (
+            "not sent yet: it waits for the end of clump in block b0000 (so far 0 of 1)",
+        )
+        (words,) = explain_unsent(f, "clump.r2.c000")
+        assert words.startswith("not sent yet: the rest waits for `fermigrid resume`")
+        with pytest.raises(SubmissionRefused) as refused:
+            resume(f, "", {}, suggested=False, early=False)
+        assert "`fermigrid watch` brings it to its end" in refused.value.hint

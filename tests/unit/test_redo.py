@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -369,12 +370,14 @@ def test_a_batch_in_doubt_is_withdrawn_before_its_runs_are_rolled_back(tmp_path:
     [
         ({"emax": "1"}, "--set emax: no such parameter"),
         ({"version": "/../x"}, "must be a relative path"),
+        ({"version": "40 2"}, "--set version='40 2': a version has no blanks in it"),
+        ({"idle": "1"}, "--set idle: nothing of clump, merge says {idle}, so it would change nothing"),
     ],
 )
 def test_settings_that_are_wrong(tmp_path: Path, system: Memory, settings: dict[str, str], words: str) -> None:
-    with campaign(tmp_path, VERSIONED, TABLE) as f:
+    with campaign(tmp_path, VERSIONED.replace("emin: '100'", "emin: '100', idle: '0'"), TABLE) as f:
         end_all(f, system)
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=re.escape(words)):
             plan_rollback(f, ["r1"], None, settings)
         assert f.ledger.decisions() == []
 

@@ -66,6 +66,14 @@ def test_an_unknown_name_gives_the_nearest(tmp_path: Path) -> None:
     assert near.value.hint == "Known: P400-FITS"
 
 
+def test_a_path_that_leads_nowhere_and_one_that_is_no_run_folder(tmp_path: Path) -> None:
+    run(tmp_path, "p400")
+    with pytest.raises(NotFound, match=r"there is no .*/p40; did you mean 'p400'"):
+        find_campaign(f"{tmp_path}/p40", tmp_path / "state")
+    with pytest.raises(NotFound, match="is no run folder of a campaign: there is no ledger in it"):
+        find_campaign(f"{tmp_path}/", tmp_path / "state")
+
+
 def test_rubbish_in_the_registry_is_passed_over(tmp_path: Path) -> None:
     registry = tmp_path / "state"
     register(run(tmp_path, "one"), "P400", registry)

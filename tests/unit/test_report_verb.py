@@ -16,6 +16,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fermigrid import cli
 from fermigrid.axis import byte_ticks, duration_ticks, number_ticks, show_number, time_ticks
@@ -29,6 +31,7 @@ from fermigrid.states import State
 from fermigrid.submit import Hand
 from fermigrid.summary_campaign import summarize
 from fermigrid.summary_page import write_page
+from fermigrid.summary_tables import show_work
 from tests.audited import ONE, ran
 from tests.campaigns import ROOT
 from tests.synthetic import BEGIN, synthetic
@@ -270,6 +273,31 @@ def test_areas_lie_on_top_of_each_other() -> None:
     bottoms = [float(point.split()[1]) for point in lower[1:-1].split("L")]
     assert min(tops) == pytest.approx(26, abs=0.1), "8 of 8 is the top"
     assert min(bottoms) == pytest.approx(26 + (250 - 30 - 26) / 2, abs=0.1)
+
+
+@given(
+    st.integers(1_700_000_000, 1_800_000_000),
+    st.integers(1, 10**6),
+    st.integers(1, 300),
+    st.sampled_from([WIDE, NARROW]),
+)
+@settings(max_examples=300, deadline=None)
+def test_moments_below_a_plot_do_not_touch(begin: int, size: int, bins: int, width: int) -> None:
+    times = Times(begin, size, bins)
+    body, height = over_time(times, [Series("a", [1.0] * bins, "s0")], Axis("jobs"), width, stacked=True)
+    texts = [e for e in ET.fromstring(svg("x", "t", "d", width, height, body)) if e.tag.endswith("text")]
+    below = [e for e in texts if float(e.get("y", 0)) > height - 20]
+    ends = 0.0
+    for one in below:
+        long, share = 6.2 * len(one.text or ""), {"start": 0.0, "middle": 0.5, "end": 1.0}[one.get("text-anchor", "")]
+        left = float(one.get("x", 0)) - share * long
+        assert ends <= left and left + long <= width
+        ends = left + long + 3
+
+
+def test_what_jobs_took_together_is_told_in_a_unit_that_fits() -> None:
+    assert [show_work(seconds) for seconds in (0, 3, 4000, 36_000, 4.4e9)] == [
+        "0 s", "3 s", "1 h 6 min", "10 h", "1\u202f222\u202f222 h"]  # fmt: skip
 
 
 def test_shares_fill_their_row() -> None:

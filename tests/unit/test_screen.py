@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fermigrid.commands.following import following
+from fermigrid.records import Halt
 from fermigrid.screen import Screen, View, lines_of
 from fermigrid.standing import standing_of, top_failures
 from fermigrid.submit import Hand
@@ -27,7 +28,9 @@ def view(tmp_path_factory: pytest.TempPathFactory) -> View:
     run = synthetic(tmp_path_factory.mktemp("screen"), 40, 20, block=5, done=0.8)
     with following(run, Hand("me@here", lambda: NOW, lambda _: None)) as f:
         said = tuple(f"submitted P400.b{number:04d}.merge.g0" for number in range(9))
-        return View("P400", standing_of(f), top_failures(f), (*said, HOSTILE), NOW - timedelta(seconds=3))
+        return View(
+            "P400", standing_of(f), top_failures(f, standing_of(f)), (*said, HOSTILE), NOW - timedelta(seconds=3)
+        )
 
 
 def shown(view: View, width: int, height: int) -> list[str]:
@@ -65,11 +68,19 @@ def test_steps_states_rates_and_failures_are_there(view: View, width: int) -> No
     assert "Said lately" in lines
 
 
-def test_with_little_room_the_steps_stay_longest(view: View) -> None:
-    lines = shown(view, 80, 12)
-    assert any(line.startswith("step ") for line in lines)
-    assert "Said lately" not in lines
-    assert any("more" in line for line in lines)
+@pytest.mark.parametrize(
+    ("width", "height", "failures", "steps"),
+    [(50, 24, True, True), (50, 14, True, True), (50, 10, True, False), (50, 6, False, False), (80, 13, True, True)],
+)
+def test_with_little_room_halts_stay_longest_then_failures_then_steps(
+    view: View, width: int, height: int, failures: bool, steps: bool
+) -> None:
+    halt = Halt("breaker", "2025-03-10T20:00:00+00:00", "41 of the last 200 jobs failed (more than 20 %)")
+    lines = shown(replace(view, standing=replace(view.standing, halts=(halt,))), width, height)
+    text = " ".join(line.strip() for line in lines)
+    assert "nothing more starts until `fermigrid resume`, since" in text and "41 of the last 200 jobs failed" in text
+    assert ("Failures" in lines, any(line.startswith("step ") for line in lines)) == (failures, steps)
+    assert "Said lately" not in lines, "everything else comes before"
 
 
 def test_numbers_are_short_where_there_is_little_room(view: View) -> None:
@@ -122,3 +133,8 @@ def test_what_is_still_to_be_sent(tmp_path: Path) -> None:
         standing = replace(standing_of(f), unsent_by_step={"clump": 0, "merge": 7})
     lines = shown(View("P400", standing), 80, 20)
     assert "merge  7 not sent" in lines and not any(line.startswith("clump  0") for line in lines)
+    several = replace(standing, unsent_by_step={"clump": 1234, "merge": 0, "a-longer-name": 7})
+    lines = shown(View("P400", several), 80, 20)
+    head = next(line for line in lines if line.startswith("step"))
+    assert head.index("site") == len("a-longer-name") + 2
+    assert "clump          1 234 not sent" in lines and "a-longer-name      7 not sent" in lines

@@ -197,7 +197,12 @@ def test_a_drained_site_gets_no_more(tmp_path: Path, system: Memory, monkeypatch
         assert "east is drained: no new work goes there" in set_values(f, ["sites.east=drain"])
         assert ("pause", "small.b0000.go.g0", None) in system.said
         job = find_job(f.ledger, f.folder, "go.0000")[-1]
-        assert any("sites.east=undrain" in words for words in explain_job(f, job))
+        drained = "east is drained: nothing more starts there until `fermigrid set sites.east=undrain`"
+        assert list(explain_job(f, job)) == [drained], "what machines and limits say of it does not matter now"
+        f.ledger.halt("breaker", "3 of 4 failed", NOW, "me")
+        stopped, *rest = explain_job(f, job)
+        assert stopped.startswith("nothing more starts until `fermigrid resume`, since ") and rest == [drained]
+        f.ledger.lift("breaker", NOW, "me", "fine")
         for batch in list(system.landed)[1:]:
             end_job(batch, 0)
             end_job(batch, 1)

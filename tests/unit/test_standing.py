@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from fermigrid.assemble import assemble_kept
 from fermigrid.backends import JobSeen
 from fermigrid.commands.following import tell_holds
 from fermigrid.control import control
-from fermigrid.explain import explain_job
+from fermigrid.explain import comes_back, explain_job
 from fermigrid.find_job import find_job
 from fermigrid.runfolder import RunFolder
 from fermigrid.standing import standing_of, top_failures
-from fermigrid.states import Seen
+from fermigrid.states import Seen, State
 from fermigrid.submit import begin, prepare
+from fermigrid.summary_campaign import lines_of_jobs, summarize
 from fermigrid.unsent import explain_unsent
 from fermigrid.watch import Following, watch_once
 from tests.campaigns import SITES, SMALL, assemble, make_hand
@@ -44,7 +46,7 @@ def test_what_waits_for_a_failed_job_is_counted_and_told(tmp_path: Path, system:
         standing = standing_of(f)
         assert (standing.jobs, standing.unsent, standing.blocked) == (4, 3, 2)
         assert standing.headline == (
-            "4 jobs, 2 done, 1 waiting, 1 failed\nnever sent, because what comes before failed or was removed: 2 jobs"
+            "7 jobs, 2 done, 1 waiting, 1 failed, 1 not sent yet, 2 never sent\nnever sent, because what comes before failed or was removed: 2 jobs"
         )
         for name in ("merge.r3", "merge.r", "merge.r1.c000", "clump.r1", "other.r1", ""):
             assert explain_unsent(f, name) == ()
@@ -56,11 +58,11 @@ def test_what_waits_for_a_failed_job_is_counted_and_told(tmp_path: Path, system:
         assert (standing.jobs, standing.unsent, standing.blocked) == (5, 2, 2)
 
 
-def test_a_campaign_in_which_all_is_well_says_nothing_of_what_is_to_come(tmp_path: Path, system: Memory) -> None:
+def test_in_a_campaign_in_which_all_is_well_nothing_is_left_out(tmp_path: Path, system: Memory) -> None:
     with campaign(tmp_path, CHAIN, TABLE) as f:
         watch_once(f)
         standing = standing_of(f)
-        assert (standing.headline, standing.unsent, standing.blocked) == ("3 jobs, 3 waiting", 2, 0)
+        assert (standing.headline, standing.unsent, standing.blocked) == ("5 jobs, 3 waiting, 2 not sent yet", 2, 0)
 
 
 def test_what_a_halted_campaign_does_not_send_waits_for_a_person(tmp_path: Path, system: Memory) -> None:
@@ -73,7 +75,10 @@ def test_what_a_halted_campaign_does_not_send_waits_for_a_person(tmp_path: Path,
         (why,) = explain_unsent(f, "merge.r1")
         assert why.startswith("not sent yet: nothing more starts until `fermigrid resume`, since ")
         assert why.endswith(": 20 of the last 200 failed")
-        assert standing_of(f).pace.why_not == "not all is sent"
+        standing = standing_of(f)
+        assert standing.pace.why_not == "not all is sent"
+        assert standing.headline.startswith("5 jobs, 3 done, 2 not sent yet\nnothing more starts until ")
+        assert standing.words == "3 done, 2 not sent yet; stopped by the circuit breaker"
 
 
 @pytest.mark.parametrize(("text", "unsent"), [(SMALL, 0), (CHAIN, 2)])
@@ -86,7 +91,8 @@ def test_a_removal_speaks_of_what_was_not_sent_only_where_there_is_such(
         watch_once(f)
         _, *more = standing_of(f).headline.splitlines()
         assert standing_of(f).unsent == unsent
-        assert more == ["it was removed: nothing more of it is sent (not sent yet: 2 jobs)"] * (unsent > 0)
+        assert more == ["it was removed: nothing more of it is sent"] * (unsent > 0)
+        assert standing_of(f).words == ("3 removed, 2 never sent; removed" if unsent else "2 removed")
         if unsent:
             assert explain_unsent(f, "merge.r1")[0].startswith("not sent: the campaign was removed on ")
 
@@ -166,5 +172,63 @@ def test_a_reason_is_told_with_a_job_that_has_it_and_exit_codes_are_reasons(tmp_
         for index, code in enumerate((7, 3, 3, 139)):
             end_job(system.landed[0], index, code)
         watch_once(f)
-        assert [(jobs, first) for _, jobs, first in top_failures(f)] == [(2, "go.0001"), (1, "go.0000"), (1, "go.0003")]
-        assert ["exit code 3" in top_failures(f)[0][0], "exit code 7" in top_failures(f)[1][0]] == [True, True]
+        assert [(jobs, first) for _, jobs, first in top_failures(f, standing_of(f))] == [
+            (2, "go.0001"),
+            (1, "go.0000"),
+            (1, "go.0003"),
+        ]
+        assert [
+            "exit code 3" in top_failures(f, standing_of(f))[0][0],
+            "exit code 7" in top_failures(f, standing_of(f))[1][0],
+        ] == [True, True]
+
+
+WAITS = SHIP + "retries: {rules: [{when: {exit: 7}, do: wait, after: 10 min}]}\n"
+
+
+def test_what_a_rule_begins_again_later_waits_and_has_not_failed(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, WAITS, TABLE) as f:
+        watch_once(f)
+        for index, code in enumerate((7, 3, 0)):
+            end_job(system.landed[0], index, code)
+        watch_once(f)
+        standing = standing_of(f)
+        assert standing.headline == (
+            "7 jobs, 1 done, 2 waiting, 1 failed, 3 not sent yet\n"
+            "again by a rule, from 2027-03-04 05:16 UTC on: 1 job, such as clump.r1.c000: "
+            "the payload ended with exit code 7"
+        )
+        assert standing.words.endswith("3 not sent yet; 1 again from 2027-03-04 05:16 UTC on")
+        assert [(why, jobs) for why, jobs, _ in top_failures(f, standing)] == [
+            ("the payload ended with exit code 3", 1)
+        ]
+        assert standing.is_open and not standing.stuck and standing.batches[0].words == "submitted"
+        told = {str(line[0]): line[6] for line in lines_of_jobs(f)}
+        assert told == {"clump.r1.c000": "waiting", "clump.r1.c001": "failed", "clump.r2.c000": "done"}
+        states = summarize(f).counts[0].states
+        assert (states["done"], states["waiting"], states["failed"]) == (1, 1, 1), "of clump"
+        (found,) = find_job(f.ledger, f.folder, "clump.r1.c000")
+        assert next(iter(explain_job(f, found))) == (
+            "it ended badly (exit 7), and a rule begins it again from 2027-03-04 05:16 UTC on"
+        )
+        assert comes_back(f, found) and not comes_back(f, find_job(f.ledger, f.folder, "clump.r1.c001")[0])
+        assert explain_unsent(f, "merge.r1") == (
+            "not sent, because clump.r1.c001 failed (the payload ended with exit code 3)",
+        )
+        control(f, "remove", [], [])
+        assert standing_of(f).returning == () and standing_of(f).counts[State.FAILED] == 2
+
+
+def test_what_comes_after_a_job_that_a_rule_begins_again_is_not_given_up(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, WAITS, TABLE) as f:
+        watch_once(f)
+        for index, code in enumerate((7, 0, 0)):
+            end_job(system.landed[0], index, code)
+        watch_once(f)
+        assert standing_of(f).blocked == 0
+        assert explain_unsent(f, "merge.r1") == (
+            "not sent yet: it waits for the end of clump.r1.c000, which a rule begins again from 2027-03-04 05:16 UTC on "
+            "(exit 7)",
+        )
+        watch_once(replace(f, hand=replace(f.hand, now=lambda: TIME + timedelta(minutes=11))))
+        assert standing_of(f).returning == () and standing_of(f).headline.startswith("7 jobs, 2 done, 2 waiting, 3 not")

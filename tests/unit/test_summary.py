@@ -412,9 +412,12 @@ def test_rates_are_those_of_the_last_hour_by_step_and_site() -> None:
     pace = pace_of(done, {"clump": 200}, NOW - timedelta(days=3), NOW)
     assert (pace.good, pace.failed) == (86, 10)
     assert pace.rates == {("clump", "east"): 90, ("merge", "west"): 6}
-    young = pace_of([ended(0.02, "clump", 10)], {"clump": 50}, NOW - timedelta(minutes=6), NOW)
-    assert young.good == pytest.approx(100), "a campaign younger than an hour has the rate of its own time"
-    assert pace_of([ended(0, "clump", 10)], {"clump": 50}, NOW, NOW).good == 600, "of a minute at least"
+    some = [ended(0.02, "clump", 10)]
+    half = pace_of(some, {"clump": 50}, NOW - timedelta(minutes=30), NOW)
+    assert half.good == pytest.approx(20), "a campaign younger than an hour has the rate of its own time"
+    young = pace_of(some, {"clump": 50}, NOW - timedelta(minutes=9), NOW)
+    assert (young.young, young.good, young.rates, rate_words(young)) == (True, 0, {}, ""), "a wave is no rate"
+    assert pace_data(young)["good"] is None and young.why_not
     back = NOW + timedelta(days=1)  # the clock was set back since it was begun
     assert since_when(back, NOW) == NOW and pace_of([], {"clump": 1}, back, NOW).soonest is None
 

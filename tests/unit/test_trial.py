@@ -63,6 +63,10 @@ def test_what_it_makes_of_the_rest(tmp_path: Path) -> None:
         "no job of merge is good: it is not in these figures",
     ]
     assert adjusted_by([one])["clump", "disk"] == 5 * GIB
+    slow = campaign.model_copy(update={"limits": campaign.limits.model_copy(update={"starts": 1})})
+    assert list(total_in_words(slow, [one], 8))[1] == "with 10 jobs at a time and 1 start a minute: 20 min", "20 jobs"
+    taken = as_adjusted(assemble(tmp_path, TWO_STEPS, TABLE), (), adjusted_by([one])).campaign
+    assert list(suggestions(taken, [one])) == ["clump: what it asks for now"]
 
 
 def test_a_trial_of_everything_leaves_nothing(tmp_path: Path) -> None:
