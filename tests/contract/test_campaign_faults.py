@@ -152,7 +152,7 @@ def test_a_clock_that_jumps_costs_and_doubles_nothing(person: Operator, jump: fl
     for hours in (0, jump, 0.1, jump + 0.1):
         person.look(hours)
     told = person("status", "run")
-    assert "9 jobs, " in told
+    assert "18 jobs, " in told
     assert "removed" not in told
     assert "failed" not in told
     (person.folder / "ready").touch()
@@ -225,7 +225,7 @@ def test_a_removal_that_was_cut_short_is_ended_by_the_next_look(person: Operator
         ledger.stop(NOW, "me")  # and then it was killed, or the batch system was silent
     person("watch", "run", code=1)
     told = person("status", "run")
-    assert "9 jobs, 9 removed" in told
+    assert "18 jobs, 9 removed, 9 never sent" in told
     hand = Hand("me@here", lambda: NOW, lambda _: None)
     with following(person.run_folder, hand) as f, writing(person.run_folder.ledger):
         assert control(f, "remove", (), ()) == 0
