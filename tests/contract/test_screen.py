@@ -214,13 +214,16 @@ def test_ctrl_z_gives_the_terminal_back_until_fg(submitted: Path, terminal: Term
     terminal.start_shell()
     terminal.type(terminal.command("watch", "run"))
     terminal.until(running)
-    for again in ("fg", "bg; fg"):
+    for in_between in ("", "bg; until jobs | grep -q Stopped; do sleep 0.1; done"):
         terminal.tmux("send-keys", "C-z")
         text = terminal.until("Stopped")
         assert not alternate(terminal) and "Ctrl-C ends" not in text
         code, out, err = fermigrid("hold", "run", cwd=submitted, env={"FERMIGRID_SITES": str(submitted)})
         assert code == 0, (out, err, "nobody waits for a watch that is stopped")
-        terminal.type(f"clear; {again}")
+        terminal.type(f"{in_between}; clear; jobs".lstrip("; "))
+        terminal.until(lambda text: text.startswith("[1]+  Stopped"))
+        assert not alternate(terminal), "a screen is for the foreground"
+        terminal.type("fg")
         terminal.until("held")
         assert alternate(terminal)
         fermigrid("release", "run", cwd=submitted, env={"FERMIGRID_SITES": str(submitted)})

@@ -92,6 +92,8 @@ def test_a_campaign_is_changed_while_it_goes_on(product: Product) -> None:
     assert "limits.running = 2 (was 4)" in said
     assert "mine is drained: no new work goes there" in said
     assert "drained: mine" in product.run("status", "run").stdout
+    first, *rest = product.run("why", "run", "go.0011").stdout.splitlines()
+    assert first.startswith("go.0011: ") and [line.split(":")[0] for line in rest] == ["  mine is drained"]
     product.run("set", "run", "sites.mine=undrain")
     node = "sitef@127-0-0-1.fermigrid.test"
     assert f"no more jobs to {node} of mine" in product.run("ban", "run", node, "--why", "a test").stdout
