@@ -169,9 +169,11 @@ def submit_killed(story: Story) -> None:
 
 
 def hold_and_mend(story: Story) -> None:
-    """What the jobs of a batch are to be sent is missing: they are held, `why` says so; mended, they are released."""
+    """What the jobs of a batch are to be sent is missing: they are held, `why` says so; mended, they are released. It is
+    the batch that was sent last: of others nothing may be left by now."""
     big = story.big
-    name, place = big.run_dir / "blocks/b0000/digi.g0/plan/bundle.tar.gz", big.product.folder / "hidden"
+    ((block,),) = query(big, "SELECT block FROM batch ORDER BY rowid DESC LIMIT 1")
+    name, place = big.run_dir / f"blocks/{block}/digi.g0/plan/bundle.tar.gz", big.product.folder / "hidden"
     big.fermigrid("hold", "run", "--step", "digi")
     name.rename(place)
     big.fermigrid("release", "run", "--step", "digi")
