@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
+WITH_LOCAL_JOBS = (HERE / "unit", HERE / "contract")
 WITHOUT_ENGINES = (HERE / "unit", HERE / "golden", HERE / "test_layers.py")  # Python alone; the others have engines
 
 
@@ -47,6 +50,20 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name in ("FERMIGRID_SITES", "FERMIGRID_POLL_S", "FERMIGRID_START"):
         monkeypatch.delenv(name, raising=False)
     return state
+
+
+@pytest.fixture(autouse=True)
+def own_slots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The local backend's slots are those of a user on a machine, in the folder for temporary files. Jobs that another
+    test left, or another checkout's tests have, must not take them."""
+    if not any(request.path.is_relative_to(part) for part in WITH_LOCAL_JOBS):
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="fgt-", dir="/tmp")  # short: sockets may lie in it
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
