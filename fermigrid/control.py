@@ -11,10 +11,10 @@ from fermigrid.advance import Withheld, needed_places
 from fermigrid.errors import SubmissionRefused
 from fermigrid.find_job import find_job, jobs_of_places
 from fermigrid.progress import progress_of
-from fermigrid.records import Asked
+from fermigrid.records import Asked, JobRecord
 from fermigrid.redo import decide, plan_retry
 from fermigrid.retry_book import RetryBook
-from fermigrid.split import count_jobs
+from fermigrid.split import count_jobs, run_of
 from fermigrid.standing import standing_of
 from fermigrid.states import State
 from fermigrid.submit import certainly_not_sent, handle_of
@@ -66,6 +66,8 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
                 wanted[batch.id] = None
                 total += sum(counts[batch.id][state] for state in concerned)
     _decide_asked(f, action, wanted)
+    if action == "remove" and not whole:
+        _give_up_undecided(f, steps, jobs, runs)
     for batch_id, indices in wanted.items():
         if indices == []:
             continue
@@ -111,6 +113,21 @@ def _withhold(f: Following, action: str, steps: Sequence[str], runs: Sequence[st
             book.give_back(places, f.hand.now(), f.hand.who, what)
         f.hand.tell(what)
     return count
+
+
+def _give_up_undecided(f: Following, steps: Sequence[str], jobs: Sequence[str], runs: Sequence[str]) -> None:
+    """Jobs that ended badly, and that a rule would begin again later: a person does not want them any more."""
+    step_of, known = {batch.id: batch.step for batch in f.ledger.batches()}, f.assembled.campaign.steps
+    chosen = list[JobRecord]()
+    for job in RetryBook(f.ledger).unjudged(held=False):
+        step = step_of[job.batch]
+        mine = (not steps or step in steps) and (not runs or run_of(job.name, step, known[step]) in runs)
+        if job.name in jobs if jobs else mine:
+            chosen.append(job)
+    if chosen:
+        RetryBook(f.ledger).judged(chosen)
+        what = f"gave up {show_count(len(chosen), 'job')} that a rule would have begun again, such as {chosen[0].name}"
+        f.ledger.note(f.hand.now(), f.hand.who, what)
 
 
 def _decide_asked(f: Following, action: str, wanted: dict[str, list[int] | None]) -> None:

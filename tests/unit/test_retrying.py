@@ -161,6 +161,30 @@ def test_a_rule_that_waits_does_and_nothing_of_the_run_goes_on_without_the_job(t
         assert sent(f)[2:] == ["two.b0000.clump.g1"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "jobs", "runs", "gone"),
+    [
+        (("clump",), (), (), True),
+        ((), ("clump.r1.c000",), (), True),
+        (("clump",), (), ("r1",), True),
+        (("clump",), (), ("r2",), False),
+        (("merge",), (), (), False),
+    ],
+)
+def test_what_a_person_removes_no_rule_begins_again(
+    tmp_path: Path, system: Memory, steps: tuple[str, ...], jobs: tuple[str, ...], runs: tuple[str, ...], gone: bool
+) -> None:
+    with campaign(tmp_path, GOOD_ONES + rules("{when: {exit: 7}, do: wait, after: 10 min}"), TABLE) as f:
+        watch_once(f)
+        for index in range(3):
+            end_job(system.landed[0], index, 7 * (index == 0))
+        watch_once(f)
+        control(f, "remove", steps, jobs, runs)
+        watch_once(later(f, 602))
+        assert ("two.b0000.clump.g1" in sent(f)) is not gone
+        assert standing_of(f).counts[State.FAILED] == int(gone)
+
+
 def test_another_site_takes_a_run_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("local", "htcondor"):
         monkeypatch.setitem(backends.BACKENDS, name, "tests.stand_in")
