@@ -183,8 +183,8 @@ def judge(job: JobRecord, log: Path, declared: Declared) -> tuple[JobRecord, Rep
     try:
         report = parse_report(_tail(log), job.name, job.batch)
     except NoReport as error:
-        code = f" (exit code {job.code})" if job.code else ""
-        return replace(job, state=State.FAILED, reason=f"{error}{code}"), None
+        end = job.reason or (f"exit code {job.code}" if job.code else "")
+        return replace(job, state=State.FAILED, reason=f"{error} ({end})" if end else str(error)), None
     why = verdict(report) or _wrong_output(report, declared, log.parent)
     state = State.FAILED if why else State.DONE
     return replace(job, state=state, reason=why, host=report.host, code=str(report.exit)), report

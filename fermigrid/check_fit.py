@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from fermigrid.advance import blocks_of
 from fermigrid.campaign import Step
+from fermigrid.check_dirac import SANDBOX_OWN, find_dirac_misfits
 from fermigrid.check_site import names_in_scratch, why_not_carried
 from fermigrid.config import Key, Place, nearest
 from fermigrid.errors import Problem
@@ -27,7 +28,7 @@ _SIF_NEEDS = "singularity 3.0"  # the format came with it; `oras` with 3.3, `lib
 _REGISTRY_NEEDS = {"oras": "singularity 3.3", "library": "singularity 3.0"}
 _SHARD = re.compile(r"s[0-9]{4,}-[0-9a-f]{32}\.rows")
 _SCRATCH = frozenset(
-    ("job.env", "bundle.tar.gz", "worker.sh", "condor_exec.exe", "gathered", "out", "work", "tmp", "var")
+    ("job.env", "bundle.tar.gz", "worker.sh", "condor_exec.exe", "gathered", "out", "work", "tmp", "var", *SANDBOX_OWN)
 )
 
 
@@ -41,6 +42,7 @@ def find_misfits(a: Assembled, site: Site) -> Iterator[Problem]:
     yield from _resources(a, site)
     yield from _quota(a, site)
     yield from _published(a, site)
+    yield from find_dirac_misfits(a, site)
     for name, step in a.campaign.steps.items():
         yield from _secrets(a, site, name, step)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from fermigrid.campaign import SHELL_OWN
+from fermigrid.check_dirac import find_dirac_problems
 from fermigrid.config import Key, Source, nearest
 from fermigrid.credential import site_credentials
 from fermigrid.errors import Problem
@@ -30,6 +31,7 @@ MINUTE_S = 60
 _CARRIES = {  # how a site is reached -> the kinds of secrets that this way carries
     "local": {"path", "transfer", "sealed", "proxy"},
     "htcondor": {"path", "transfer", "sealed", "token", "proxy"},
+    "dirac": {"path", "sealed", "proxy"},
 }
 _ON_THE_NODE = {"path", "sealed"}  # what the others carry: nothing of HTCondor's own stands between schedd and node
 
@@ -37,9 +39,11 @@ _ON_THE_NODE = {"path", "sealed"}  # what the others carry: nothing of HTCondor'
 def find_site_problems(site: Site, source: Source, catalogue: Catalogue) -> tuple[Problem, ...]:
     """Everything that is wrong with a site whatever the campaign, in the order of its file."""
     problems = [*_grid(site, source), *_attributes(site, source), *_images(site, source, catalogue)]
+    problems += find_dirac_problems(site, source)
     problems += site_credentials(site, source)
     for name, secret in site.secrets.items():
         problems += _secret(source, name, secret)
+        problems += _proxy(site, source, name, secret)
     problems += [source.problem(("retries", "rules", index), why) for index, why in contradictions(site.retries.rules)]
     return tuple(sorted(problems))
 
@@ -52,8 +56,8 @@ def find_unusable_secrets(site: Site, source: Source) -> tuple[Problem, ...]:
 
 def way_of(site: Site) -> str:
     """How jobs reach the site, in words: `this machine`, `an HTCondor pool`, `the grid universe (slurm)`."""
-    if site.backend == "local":
-        return "this machine"
+    if site.backend != "htcondor":
+        return "this machine" if site.backend == "local" else "DIRAC"
     grid = site.htcondor.grid
     return f"HTCondor's grid universe ({grid.kind})" if grid else "an HTCondor pool"
 
@@ -63,7 +67,9 @@ def why_not_carried(site: Site, secret: Secret) -> str:
     if secret.kind in _carried(site):
         return ""
     why = {
-        "transfer": "HTCondor's encrypted transfer ends before the node, and the file would lie on disks of others",
+        "transfer": "HTCondor's encrypted transfer ends before the node, and the file would lie on disks of others"
+        if site.backend == "htcondor"
+        else "a sandbox is stored as it is, on a server and on disks of others",
         "token": "no credential daemon gives the job its token there",
         "proxy": "nobody delegates the proxy to the job and renews it there",
     }[secret.kind]
@@ -150,10 +156,21 @@ def _secret(source: Source, name: str, secret: Secret) -> Iterator[Problem]:
             yield source.problem(("secrets", name, what), text)
 
 
+def _proxy(site: Site, source: Source, name: str, secret: Secret) -> Iterator[Problem]:
+    """Where a proxy comes from: DIRAC gives each job one, the others send one from here."""
+    if secret.kind != "proxy" or (secret.source is None) == (site.backend == "dirac"):
+        return
+    if secret.source is None:
+        yield source.problem(("secrets", name), "kind: proxy needs from: the proxy on this machine")
+    else:
+        text = "DIRAC gives each job a proxy of its own, and none is sent from here: leave it out"
+        yield source.problem(("secrets", name, "from"), text)
+
+
 def names_in_scratch(name: str, secret: Secret) -> Mapping[str, str]:
     """The names that a secret's files have in the job's scratch folder, and what each is."""
     if secret.kind == "sealed":
         return dict(zip(file_names(name), ("the sealed file", "its signer's certificate"), strict=True))
-    if secret.kind in ("transfer", "proxy"):
-        return {secret.name_in_scratch: secret.source or ""}
+    if secret.kind in ("transfer", "proxy") and secret.source:
+        return {secret.name_in_scratch: secret.source}
     return {}

@@ -17,7 +17,7 @@ from fermigrid.retry_book import RetryBook
 from fermigrid.split import count_jobs, run_of
 from fermigrid.standing import standing_of
 from fermigrid.states import State
-from fermigrid.submit import certainly_not_sent, handle_of
+from fermigrid.submit import certainly_not_sent, give_up, handle_of
 from fermigrid.units import show_count
 from fermigrid.watch import Following
 from fermigrid.withheld_book import WithheldBook
@@ -37,7 +37,7 @@ def control(f: Following, action: str, steps: Sequence[str], jobs: Sequence[str]
     before = f.ledger.campaign().stopped
     if whole:
         for record in certainly_not_sent(f.ledger, f.folder, f.hand):
-            f.ledger.withdraw(record.id, f.hand.now(), f.hand.who, "its campaign was removed before it was sent")
+            give_up(f.ledger, f.folder, record, f.hand, "its campaign was removed before it was sent")
         f.ledger.stop(f.hand.now(), f.hand.who)
     wanted: dict[str, list[int] | None] = {}
     batches = {batch.id: batch for batch in f.ledger.batches() if batch.submitted}

@@ -17,7 +17,9 @@ from zlib import crc32
 from fermigrid.plan_words import Fields, line_in_words, settings_in_words
 
 SAID = frozenset({"campaign", "step", "site", "block", "generation", "code.sha256"})
-SAID_LINES = re.compile(r"batch_name|request_cpus|\+Fermigrid(?:Campaign|Step|Site|Block|Generation|ImageDigest)")
+SAID_LINES = re.compile(
+    r"batch_name|request_cpus|(?:Max)?NumberOfProcessors|\+Fermigrid(?:Campaign|Step|Site|Block|Generation|ImageDigest)"
+)
 SHOWN = 10  # jobs and members of the bundle that are named; more are counted
 AHEAD = 200_000  # jobs that wait for their counterpart, some 40 MB
 
@@ -34,8 +36,8 @@ Stream = Callable[[], Iterable[Job]]  # begins anew each time
 
 @dataclass(frozen=True)
 class PlanText:
-    """What a plan folder says. `lines`: those of the submit file that act; `code`: what each file of the bundle is, by
-    name; `others`: the sha256 of its other files, such as sealed secrets."""
+    """What a plan folder says. `lines`: those of the submit file or JDL that act; `code`: what each file of the bundle
+    is, by name; `others`: the sha256 of its other files, such as sealed secrets."""
 
     header: Mapping[str, object]
     settings: Fields
@@ -43,6 +45,7 @@ class PlanText:
     code: Mapping[str, str]
     others: Mapping[str, str]
     worker: str
+    backend: str
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,8 @@ def compare_plans(before: PlanText, after: PlanText) -> list[Change]:
     Under `settings` in the words of campaigns and sites; under `submit file` the lines that have no such words.
     """
     found = list(_of_mappings("header", before.header, after.header))
-    if bool(before.lines) != bool(after.lines):
-        found.append(
-            Change("settings", "backend", *("htcondor" if plan.lines else "local" for plan in (before, after)))
-        )
+    if before.backend != after.backend:
+        found.append(Change("settings", "backend", before.backend, after.backend))
         found += _of_fields("settings", *(list(_unsaid(plan.settings)) for plan in (before, after)))
     else:
         found += _of_fields("settings", *map(_settings, (before, after)))
@@ -114,7 +115,8 @@ def _settings(plan: PlanText) -> Fields:
 
 def _unsaid(settings: Fields) -> Iterator[tuple[str, str]]:
     """In words, without what the header and the code tell."""
-    yield from settings_in_words([(key, value) for key, value in settings if key not in SAID])
+    told = (("batch_system", "dirac"),)
+    yield from settings_in_words([pair for pair in settings if pair[0] not in SAID and pair not in told])
 
 
 def _of_mappings(part: str, before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[Change]:

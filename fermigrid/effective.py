@@ -14,7 +14,7 @@ from fermigrid.config import Key, Place, parse_yaml
 from fermigrid.placeholder import compile_text
 from fermigrid.plan import Assembled, constants_of, image_paths, plan_batch
 from fermigrid.rates import scopes_of
-from fermigrid.render import render_submit
+from fermigrid.render import render_jdl, render_submit
 from fermigrid.site import Site
 from fermigrid.values import Layer, Origin, Value, show, values_of
 
@@ -26,6 +26,12 @@ _ASKS = re.compile(  # the lines of a submit file that say what is wanted, and o
     r"universe|grid_resource|batch_(?:queue|project|runtime|extra_submit_args)|request_[a-z]+|container_[a-z]+"
     r"|requirements|accounting_group(?:_user)?|priority|allowed_execute_duration|max_(?:materialize|idle)"
     r"|use_oauth_services|x509userproxy|\+(?!Fermigrid|Periodic)[A-Za-z_]+"
+)
+
+_ATTRIBUTE = re.compile(r"  ([A-Za-z]+) = (.*);")
+_JDL_ASKS = re.compile(
+    "JobType|CPUTime|MinRAM|RAM|(?:Max)?NumberOfProcessors|Site|BannedSites|Tags|Platform|Priority|Input(?:Data|DataPolicy)"
+    "|Output(?:Sandbox|Data|SE|Path)"
 )
 
 
@@ -187,18 +193,21 @@ def _environment(a: Assembled, site: Site, name: str, step: Step) -> Iterator[Va
 
 
 def _request(a: Assembled, site: str, step: str, templates: Path) -> Iterator[Value]:
-    """The lines of the submit file that ask the batch system for something, as `render` writes them."""
-    if a.sites[site].backend == "local":
+    """The lines of the submit file or JDL that ask the batch system for something, as `render` writes them."""
+    backend = a.sites[site].backend
+    if backend == "local":
         return
     work = next(w for w in all_work(a.campaign, a.runs, [site] * blocks_of(a.campaign, a.runs)) if w.step == step)
     header = plan_batch(a, work).header
+    text = render_jdl(header, templates) if backend == "dirac" else render_submit(header, templates)
+    form, asks = (_ATTRIBUTE, _JDL_ASKS) if backend == "dirac" else (_LINE, _ASKS)
     memory = -(-header.request.resources.memory // 2**20)
-    for line in render_submit(header, templates).splitlines():
-        if (found := _LINE.match(line)) and _ASKS.fullmatch(found[1]):
-            text = found[2].strip()
-            if "$(fg_memory)" in text:
-                text = f"{memory}M, and more after a hold for want of it"
-            yield Value((found[1],), text, text, Layer.RENDERED)
+    for line in text.splitlines():
+        if (found := form.match(line)) and asks.fullmatch(found[1]):
+            value = found[2].strip()
+            if "$(fg_memory)" in value:
+                value = f"{memory}M, and more after a hold for want of it"
+            yield Value((found[1],), value, value, Layer.RENDERED)
 
 
 def _origin(a: Assembled, site: Site) -> Origin:

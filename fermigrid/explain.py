@@ -26,7 +26,7 @@ from fermigrid.throttle import why_kept, why_waits
 from fermigrid.watch import Following
 
 _TOLD_HELD = re.compile(rf"held\b|{PAUSED}")  # how a backend's sentence on a held job begins
-_KEY = re.compile(r"\(((?:htcondor|resources)(?:\.[a-z_]+)+)\)")  # as a backend's sentences name it
+_KEY = re.compile(r"\(((?:htcondor|dirac|resources)(?:\.[a-z_]+)+)\)")  # as a backend's sentences name it
 
 
 def explain_job(f: Following, found: Found, earlier: Sequence[Found] = ()) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from fermigrid import backends
 from fermigrid.advance import Work, block_name
 from fermigrid.breaker import find_reason, window_of
+from fermigrid.errors import BackendUnavailable, SubmissionRefused
 from fermigrid.ledger import Ledger
 from fermigrid.plan import Assembled
 from fermigrid.records import BatchRecord
@@ -47,8 +48,9 @@ def check_breaker(ledger: Ledger, folder: RunFolder, assembled: Assembled, hand:
 
 
 def keep_paused(ledger: Ledger, folder: RunFolder) -> None:
-    """Keep jobs from starting, also those that came back from a machine. Raises BackendUnavailable."""
-    paused, counts = ledger.paused(), ledger.counts()
+    """Keep jobs from starting, also those that came back from a machine. Raises BackendUnavailable, also to say of
+    which batches the batch system cannot do it: all others are paused then."""
+    paused, counts, unable = ledger.paused(), ledger.counts(), list[SubmissionRefused]()
     for batch in ledger.batches():
         by_state = counts.get(batch.id, {})
         if (
@@ -57,7 +59,12 @@ def keep_paused(ledger: Ledger, folder: RunFolder) -> None:
             and (by_state.get(State.WAITING) or batch.id not in paused)
         ):
             ledger.pause(batch.id)  # first: what may be paused is resumed
-            backends.load(batch.backend).pause([handle_of(folder, batch)])
+            try:
+                backends.load(batch.backend).pause([handle_of(folder, batch)])
+            except SubmissionRefused as error:
+                unable.append(error)
+    if unable:
+        raise BackendUnavailable("; ".join(map(str, unable)), unable[0].hint)
 
 
 def resume_paused(ledger: Ledger, folder: RunFolder, drained: Container[str] = ()) -> int:

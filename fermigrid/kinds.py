@@ -52,6 +52,22 @@ container:
 """
 
 
+_DIRAC = """\
+backend: dirac
+dirac:
+  url: !ask "the URL of the DiracX server"
+  vo: !ask "the virtual organization, such as glast.org"
+  group: !ask "your group in DIRAC, such as glast_user"
+  # transport: diracx               # commands: by DIRAC's own commands, and without url
+  # sites: [LCG.IN2P3-CC.fr]        # DIRAC's own sites; without it: any
+  # tags: [EL9]                     # what the machines must have, by DIRAC's names for it
+  # cpu_time_factor: 10             # what a core does in a second, in DIRAC's units
+container:
+  launch: worker                    # nothing in DIRAC's JDL asks for a container
+  # runtimes: [apptainer, /cvmfs/oasis.opensciencegrid.org/mis/apptainer/current/bin/apptainer]
+"""
+
+
 def _batch(kind: str) -> str:
     return _GRID.format(grid=kind, where=_BATCH)
 
@@ -65,6 +81,7 @@ KINDS: Mapping[str, str] = {  # kind -> how its file goes on behind title, conta
     "pbs": _batch("pbs"),
     "sge": _batch("sge"),
     "arc": _GRID.format(grid="arc", where=_ARC),
+    "dirac": _DIRAC,
     "local": _LOCAL,
 }
 
@@ -77,7 +94,7 @@ def output_of(kind: str) -> str:
 def kind_of(data: Mapping[str, Any]) -> str:
     """The kind of a site by its file; empty where the file does not say."""
     if data.get("backend") != "htcondor":
-        return "local" if data.get("backend") == "local" else ""
+        return str(data["backend"]) if data.get("backend") in ("local", "dirac") else ""
     grid = _within(data, "htcondor").get("grid")
     if isinstance(grid, dict):
         kind = grid.get("kind")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fermigrid.assemble import assemble_kept
 from fermigrid.config import Place
+from fermigrid.dirac_site import NAME as DIRAC_SITE
 from fermigrid.errors import NotFound, SubmissionRefused
 from fermigrid.setting import Change, as_set, keys_of, own_limit, read_changes, value_of
 from fermigrid.settings_book import SettingsBook
@@ -158,7 +159,7 @@ def _site_of(f: Following, node: str, site: str | None) -> str:
     """The site of a node: the one given, the only one, or the only one where jobs of the campaign were on it."""
     if not _NODE.match(node):
         raise SubmissionRefused(f"{node!r} is no name of a node", "`fermigrid status` and `why` name them.")
-    sites = [name for name, one in f.assembled.sites.items() if one.backend == "htcondor"]
+    sites = [name for name, one in f.assembled.sites.items() if one.backend != "local"]
     if site is not None and site not in f.assembled.sites:
         raise NotFound(f"the campaign has no site {site!r}", f"It has: {', '.join(f.assembled.sites)}")
     if site is not None and site not in sites:
@@ -170,4 +171,8 @@ def _site_of(f: Following, node: str, site: str | None) -> str:
     if len(found) != 1:
         text = f"{node} may be a node of {' or of '.join(found or sites)}: {show_count(len(found or sites), 'site')}"
         raise SubmissionRefused(text, "Say which: --site SITE.")
+    if f.assembled.sites[found[0]].backend == "dirac" and not DIRAC_SITE.fullmatch(node):
+        raise SubmissionRefused(
+            f"{node!r} is no site of DIRAC", "DIRAC's own sites are banned, such as LCG.IN2P3-CC.fr."
+        )
     return found[0]

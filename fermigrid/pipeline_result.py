@@ -76,10 +76,19 @@ def unknown(cluster: str, reason: str) -> Standing:
 
 
 def cluster_of(batch: BatchRecord | None, instance: str) -> str:
-    """The number that the job control knows the job by: HTCondor's cluster; on this machine the process instance."""
+    """The number that the job control knows the job by: HTCondor's cluster, DIRAC's job id; on this machine the process
+    instance."""
     if batch is None or batch.submitted is None:
         return "-"
-    return str(batch.cluster) if batch.backend == "htcondor" else instance
+    return instance if batch.backend == "local" else str(batch.cluster)
+
+
+def answer_of(batch: BatchRecord, instance: str, name: str) -> str:
+    """The line in which the job control looks for that number: it has another pattern for DIRAC."""
+    cluster = cluster_of(batch, instance)
+    if batch.backend == "dirac":
+        return f'Your job {cluster} ("{name}") has been submitted.'
+    return f"1 job(s) submitted to cluster {cluster}."
 
 
 def standing_of_try(f: Following) -> Standing:

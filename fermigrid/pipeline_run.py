@@ -49,6 +49,7 @@ from fermigrid.pipeline_folder import (
 )
 from fermigrid.pipeline_result import (
     Standing,
+    answer_of,
     cluster_of,
     deliver,
     keep_result,
@@ -59,10 +60,11 @@ from fermigrid.pipeline_result import (
 )
 from fermigrid.plainfile import write_new
 from fermigrid.plan import Assembled
+from fermigrid.records import BatchRecord
 from fermigrid.runfolder import RunFolder
 from fermigrid.site import Site, load_catalogue, load_site
 from fermigrid.states import State
-from fermigrid.submit import Hand, begin, certainly_not_sent, prepare, settle
+from fermigrid.submit import Hand, begin, certainly_not_sent, give_up, prepare, settle
 from fermigrid.watch import Following, advance, look
 
 LOCK_LIMIT_S = 120.0  # for another one at work on the same job folder: a submission with a slow schedd takes a minute
@@ -98,7 +100,7 @@ def opened(run: RunFolder, hand: Hand) -> Iterator[Following]:
 
 
 def submit(request: Request, environment: Mapping[str, str], here: Path, hand: Hand) -> str:
-    """Submit the job of the folder `here`, once for each process instance; returns its cluster.
+    """Submit the job of the folder `here`, once for each process instance; returns the line that tells its cluster.
 
     Nothing is changed when it raises PipelineRefused or ConfigError. RunFolderError when an earlier try in the folder
     is still alive, and the errors of a submission.
@@ -127,12 +129,13 @@ def submit(request: Request, environment: Mapping[str, str], here: Path, hand: H
         if run == folder.run(order.instance):  # and not an archived one, asked for once more
             _save_environment(folder, order)
         with opened(run, hand) as f, writing_patiently(run.ledger, LOCK_LIMIT_S):
-            cluster = _send(f)
+            batch, name = _send(f), f.assembled.campaign.campaign
+    cluster = cluster_of(batch, order.instance)
     try:
         Clusters(environment).remember(Entry(cluster, order.instance, folder))
     except OSError as error:
         hand.tell(f"cluster {cluster} will be known in its job folder only: {error}")
-    return cluster
+    return answer_of(batch, order.instance, name)
 
 
 def _read(request: Request, environment: Mapping[str, str], folder: JobFolder) -> Order:
@@ -241,7 +244,7 @@ def _see_ended(f: Following) -> None:
     while True:
         look(f)
         for record in certainly_not_sent(f.ledger, f.folder, f.hand):
-            f.ledger.withdraw(record.id, f.hand.now(), f.hand.who, "another try came before it was sent")
+            give_up(f.ledger, f.folder, record, f.hand, "another try came before it was sent")
         now = standing_of_try(f)
         if now.state not in (State.WAITING, State.RUNNING, State.HELD):
             _take_in(f, now)
@@ -263,8 +266,8 @@ def _save_environment(folder: JobFolder, order: Order) -> None:
         part.rename(path)
 
 
-def _send(f: Following) -> str:
-    """Send the job unless it was sent; returns its cluster."""
+def _send(f: Following) -> BatchRecord:
+    """Send the job unless it was sent."""
     try:
         settle(f.ledger, f.folder, f.assembled, f.hand)
         advance(f)
@@ -277,7 +280,7 @@ def _send(f: Following) -> str:
             f"process instance {f.folder.path.name} was killed before it was sent", "A new try has a new one."
         )
     f.hand.tell(f"run folder: {f.folder.path}")
-    return cluster_of(batch, f.folder.path.name)
+    return batch
 
 
 # --- status and kill

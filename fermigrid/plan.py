@@ -37,9 +37,10 @@ Fields = tuple[tuple[str, str], ...]
 _NONE = frozenset[str]()
 _NOTHING: Mapping[str, str] = {}
 _EVERY: Mapping[str, frozenset[str]] = {}
+LFN = "LFN:"  # so a name of DIRAC's file catalogue begins
 _OVER_HTTP = re.compile(r"https?:|\{")  # or it may be, as the run table says
 _NO_COUNTS: Mapping[str, int] = {}
-_SCHEME = re.compile(r"(?:file|https?|x?root)://|/")
+_SCHEME = re.compile(r"(?:file|https?|x?root)://|LFN:/|/")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Request:
     has_code: bool
     has_gathered: bool  # files from the run folder that each job is given
     secrets: Mapping[str, Secret]
+    has_lfns: bool = False  # inputs of DIRAC's file catalogue, which DIRAC brings
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def plan_batch(assembled: Assembled, work: Work, given: Given | None = None) -> 
         has_code=assembled.bundle is not None,
         has_gathered=come_with_jobs(step, assembled.sites),
         secrets={name: site.secrets[name] for name in step.secrets},
+        has_lfns=site.backend == "dirac" and any(map(lfn_of, step.inputs.values())),
     )
     header = Header(
         campaign=campaign.campaign,
@@ -268,13 +271,18 @@ def _worker_fields(a: Assembled, work: Work, site: Site, step: Step, image: Imag
     if site.output.root:
         yield "output.root", site.output.root
     yield from (("limit.stage_in", str(site.staging.stage_in)), ("limit.stage_out", str(site.staging.stage_out)))
-    yield from (("stage.tries", str(site.staging.tries)), ("cores.limit", str(site.staging.cores)))
+    yield from (("stage.tries", str(site.staging.tries)), ("cores.limit", str(_cores(site))))
     yield from (("gather", folder) for folder in step.gather)
     gathers_over_http = step.gather and any(other.output.kind == "http" for other in a.sites.values())
     if gathers_over_http or any(_OVER_HTTP.match(place) for places in step.inputs.values() for place in places):
         yield "stage.http", "yes"
     if a.campaign.messages:
         yield from _message_fields(a.campaign.messages, site)
+
+
+def _cores(site: Site) -> int:
+    """The most of core files that a job keeps: with one, DIRAC's output sandbox would be too large for the log, too."""
+    return 0 if site.backend == "dirac" else site.staging.cores
 
 
 def _message_fields(who: PipelineMessages, site: Site) -> Iterator[tuple[str, str]]:
@@ -310,6 +318,8 @@ def _container_fields(site: Site) -> Iterator[tuple[str, str]]:
     yield "container.workdir", container.workdir
     if site.htcondor.grid and site.htcondor.grid.kind != "condor":
         yield "batch_system", site.htcondor.grid.kind
+    if site.backend == "dirac":
+        yield "batch_system", "dirac"
     if container.scratch:
         yield "scratch", container.scratch
     if container.backoff:
@@ -416,10 +426,20 @@ def _row_text(a: Assembled, work: Work, step: Step) -> str:
     fields += [f"env={name}={text(value)}" for name, value in step.environment.items()]
     for local, places in step.inputs.items():
         fields.append(f"in={text(local)}")
-        fields += [f"in.from={_place(text(place), a, first)}" for place in places]
+        fields += [f"in.from={_place(text(place), a, first)}" for place in _usable(places, a.sites[work.site])]
     for local, to in step.outputs.items():
         fields += [f"out={text(local)}", f"out.to={text(to)}"]
     return "\t".join(fields)
+
+
+def lfn_of(places: Sequence[str]) -> str | None:
+    """Of an input's places the one in DIRAC's file catalogue."""
+    return next((place for place in places if place.startswith(LFN)), None)
+
+
+def _usable(places: Sequence[str], site: Site) -> Sequence[str]:
+    """An input's places that the site has a use for: only DIRAC knows its file catalogue."""
+    return [place for place in places if site.backend == "dirac" or not place.startswith(LFN)]
 
 
 def _double(name: str) -> str:

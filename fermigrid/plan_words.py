@@ -35,9 +35,13 @@ _LINES = {  # commands of the submit file
     "priority": "accounting.priority", "max_materialize": "htcondor.max_materialize", "max_idle": "htcondor.max_idle",
     "requirements": "htcondor.requirements", "batch_queue": "htcondor.grid.queue",
     "batch_project": "htcondor.grid.project", "batch_extra_submit_args": "htcondor.grid.options",
-    "arc_rte": "htcondor.grid.rte",
+    "arc_rte": "htcondor.grid.rte", "Site": "dirac.sites", "BannedSites": "dirac.banned_sites", "Tags": "dirac.tags",
+    "Platform": "dirac.platform", "JobType": "dirac.job_type", "OutputSE": "dirac.output_se",
+    "OutputPath": "dirac.output_path", "Priority": "accounting.priority", "MinRAM": "resources.memory",
+    "RAM": "resources.memory",
 }  # fmt: skip
 _UNITS = {"M": 2**20, "K": 2**10}
+_RAM = {"MinRAM": 2**20, "RAM": 2**30}
 _OWN_PART = "$(fg_elsewhere_ok) && $(fg_bad_starts) < $(fg_container_tries)"
 _OWN_OPTIONS = re.compile(
     r"#\$ ?|--job-name=\$\(fg_job\)\.\$\(fg_batch\)|--dependency=singleton|--cpus-per-task=\d+"
@@ -129,6 +133,8 @@ def _said(name: str, value: str) -> str:
         return ""
     if name in ("request_memory", "request_disk") and value[-1:] in _UNITS and value[:-1].isdigit():
         return exact_bytes(int(value[:-1]) * _UNITS[value[-1]])
+    if name in _RAM and value.isdigit():
+        return exact_bytes(int(value) * _RAM[name])
     if name == "requirements":
         rest = value.removeprefix(_OWN_PART).removeprefix(" && $(fg_not_banned)")
         return rest.removeprefix(" && (").removesuffix(")")

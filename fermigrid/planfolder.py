@@ -15,7 +15,7 @@ from typing import Any
 from fermigrid.errors import RunFolderError
 from fermigrid.plainfile import open_plain, read_plain, real_folder, write_new
 from fermigrid.plan import Plan, secret_files
-from fermigrid.render import render_job_env, render_manifest, render_shards, render_submit
+from fermigrid.render import render_jdl, render_job_env, render_manifest, render_shards, render_submit
 from fermigrid.resources import shipped
 from fermigrid.worker import assemble_worker
 
@@ -67,6 +67,8 @@ def _write_files(plan: Plan, folder: Path) -> str:
         write(f"secrets/{name}", data)
     if plan.header.request.site.backend == "htcondor":
         write("job.sub", render_submit(plan.header, templates).encode())
+    if plan.header.request.site.backend == "dirac":
+        write("job.jdl", render_jdl(plan.header, templates).encode())
     manifest = render_manifest(plan.header, files).encode()
     write_new(folder / "plan.json", manifest)
     return hashlib.sha256(manifest).hexdigest()

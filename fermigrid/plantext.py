@@ -15,7 +15,8 @@ from fermigrid.gather import lines_of_row
 from fermigrid.planfolder import Manifest, open_of_plan, plan_faults, read_manifest
 from fermigrid.quoting import decode_lines
 
-_OURS = frozenset({"job.env", "job.sub", "items.txt", "worker.sh", "bundle.tar.gz"})
+_OURS = frozenset({"job.env", "job.sub", "job.jdl", "items.txt", "worker.sh", "bundle.tar.gz"})
+_BACKENDS = {"job.sub": "htcondor", "job.jdl": "dirac"}  # by what a plan has
 _CODE_LIMIT = 4 * 2**30  # bytes of unpacked code; a plan of somebody else's may unpack to anything
 
 
@@ -52,8 +53,10 @@ def read_plan(folder: Path) -> PlanText:
         others = {name: digest[:12] for name, digest in manifest.files.items()
                   if name not in _OURS and not name.startswith("shards/")}  # fmt: skip
         settings = decode_lines(_read(folder, "job.env"))
-        lines = _acting(_read(folder, "job.sub")) if "job.sub" in manifest.files else []
-        return PlanText(header, settings, lines, _code(folder, manifest), others, _digest(folder, "worker.sh"))
+        backend = next((name for file, name in _BACKENDS.items() if file in manifest.files), "local")
+        lines = _lines(folder, backend)
+        code, worker = _code(folder, manifest), _digest(folder, "worker.sh")
+        return PlanText(header, settings, lines, code, others, worker, backend)
     except OSError as error:
         raise RunFolderError(f"the plan {folder} cannot be read: {error.filename}: {error.strerror}") from error
     except (ValueError, EOFError, tarfile.TarError) as error:
@@ -76,6 +79,15 @@ def _read(folder: Path, name: str) -> str:
 def _digest(folder: Path, name: str) -> str:
     with open_of_plan(folder, name) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _lines(folder: Path, backend: str) -> list[str]:
+    if backend == "htcondor":
+        return _acting(_read(folder, "job.sub"))
+    if backend == "dirac":
+        lines = (line.strip().removesuffix(";") for line in _read(folder, "job.jdl").splitlines())
+        return [line for line in lines if line not in ("[", "]")]
+    return []
 
 
 def _acting(text: str) -> list[str]:

@@ -117,6 +117,22 @@ def limits_of(scopes: Iterable[Scope], step: str, site: str) -> tuple[int | None
     return _least(*(scope.running for scope in mine)), _least(*(scope.starts for scope in mine))
 
 
+def room_in(scope: Scope, needs: Iterable[Need]) -> int | None:
+    """How many more jobs may be in the queue; None: as many as there are."""
+    if scope.running is None:
+        return None
+    return scope.running - sum(n.left if n.fixed else max(n.given, n.bound) for n in needs if scope.has(n))
+
+
+def paid_at(sent: Iterable[tuple[float, int]], starts: int) -> float:
+    """When (s) batches that are sent whole, at these times (s) with so many jobs, have made no more than `starts` a
+    minute, so that the next may be sent."""
+    paid = 0.0
+    for time, jobs in sorted(sent):
+        paid = max(paid, time) + jobs * MINUTE_S / starts
+    return paid
+
+
 def share_out(
     scopes: Sequence[Scope],
     needs: Sequence[Need],

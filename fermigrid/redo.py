@@ -27,7 +27,7 @@ from fermigrid.retire import OldOutputs
 from fermigrid.retry_book import RetryBook
 from fermigrid.split import count_jobs, run_of
 from fermigrid.states import State
-from fermigrid.submit import certainly_not_sent
+from fermigrid.submit import certainly_not_sent, give_up
 from fermigrid.units import show_count
 from fermigrid.watch import Following
 from fermigrid.withheld_book import WithheldBook
@@ -252,7 +252,7 @@ def _withdraw(f: Following, places: set[tuple[str, str]]) -> None:
     """Batches of these steps and runs that are in doubt: adopted, or withdrawn where they did not land."""
     for batch in certainly_not_sent(f.ledger, f.folder, f.hand):
         if any((batch.step, run) in places for run in names_of(f.assembled, batch)):
-            f.ledger.withdraw(batch.id, f.hand.now(), f.hand.who, "a run of it is rolled back before it was sent")
+            give_up(f.ledger, f.folder, batch, f.hand, "a run of it is rolled back before it was sent")
 
 
 def _after(campaign: Campaign, steps: Iterable[str]) -> list[str]:

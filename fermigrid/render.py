@@ -21,6 +21,7 @@ import jinja2
 from fermigrid import __version__
 from fermigrid.errors import Unrepresentable
 from fermigrid.grid_row import grid_row
+from fermigrid.jdl_text import cpu_time_of, encode_jdl_list, encode_jdl_string, memory_of
 from fermigrid.plan import Header, Plan, Request
 from fermigrid.quoting import (
     encode_lines,
@@ -115,8 +116,18 @@ def render_manifest(header: Header, files: dict[str, str]) -> str:
 
 def render_submit(header: Header, templates: Path) -> str:
     """The HTCondor submit file, by the site's template. Raises Unrepresentable for a text it cannot carry."""
+    return _template(templates / "htcondor", submit_template(header.request.site)).render(submit_row(header))
+
+
+def render_jdl(header: Header, templates: Path) -> str:
+    """The JDL of the batch's documents, by the site's template; `$(fg_...)` stands for what differs between them
+    (jdl.py). Raises Unrepresentable for a text that DIRAC cannot carry."""
+    return _template(templates / "dirac", submit_template(header.request.site)).render(jdl_row(header))
+
+
+def _template(folder: Path, name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates / "htcondor"),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         finalize=_finalize,
         keep_trailing_newline=True,
@@ -124,13 +135,15 @@ def render_submit(header: Header, templates: Path) -> str:
         lstrip_blocks=True,
         autoescape=False,
     )
-    return environment.get_template(submit_template(header.request.site)).render(submit_row(header))
+    return environment.get_template(name)
 
 
 def submit_template(site: Site) -> str:
-    """The name of the site's submit template: its own, or the one for its universe."""
+    """The name of the site's submit template: its own, or the one for its backend and universe."""
     if site.template != DEFAULT_TEMPLATE:
         return site.template
+    if site.backend == "dirac":
+        return "job.jdl.j2"
     grid = site.htcondor.grid
     if grid is None:
         return DEFAULT_TEMPLATE
@@ -236,3 +249,31 @@ def submit_row(header: Header) -> dict[str, Any]:
         "image_digest": encode_submit_string(request.image_digest),
         "grid": grid_row(condor.grid, resources, site.limits, PATIENCE_S) if condor.grid else None,
     }
+
+
+def jdl_row(header: Header) -> dict[str, Any]:
+    """What the JDL's template is given: encoded strings and lists ("" for an empty one), numbers, None for what is not
+    set."""
+    request, dirac = header.request, header.request.site.dirac
+    if dirac is None:
+        raise TypeError(f"site {header.site} has no section dirac")
+    return {
+        "job_type": encode_jdl_string(dirac.job_type, "dirac.job_type"),
+        "cpu_time": cpu_time_of(request.resources, dirac),
+        "memory_attribute": dirac.memory,
+        "memory": memory_of(request.resources, dirac),
+        "cpus": request.resources.cpus,
+        "priority": request.priority or None,
+        "sites": _jdl_list(dirac.sites, "dirac.sites"),
+        "banned_sites": _jdl_list(dirac.banned_sites, "dirac.banned_sites"),
+        "tags": _jdl_list(dirac.tags, "dirac.tags"),
+        "platform": dirac.platform and encode_jdl_string(dirac.platform, "dirac.platform"),
+        "output_se": _jdl_list(dirac.output_se, "dirac.output_se"),
+        "output_path": dirac.output_path and encode_jdl_string(dirac.output_path, "dirac.output_path"),
+        "brings_outputs": request.site.output.kind == "transfer",
+        "has_lfns": request.has_lfns,
+    }
+
+
+def _jdl_list(texts: Sequence[str], what: str) -> str:
+    return encode_jdl_list(texts, what) if texts else ""

@@ -51,7 +51,8 @@ class Secret(Model):
     - `sealed`: a file of `fermigrid secret seal` on the submit machine, opened on the node with `key` and `certificate`
       there, and signed by `signer`, whose certificate is on the submit machine.
     - `token`: of HTCondor's credential daemon, by the name of its `service`.
-    - `proxy`: an X.509 proxy on the submit machine, delegated and renewed by HTCondor.
+    - `proxy`: an X.509 proxy on the submit machine (`from`), delegated and renewed by HTCondor; with DIRAC the one that
+      it gives each job, and no `from`.
 
     `point`: variable -> path below the staged folder (`TNS_ADMIN: .`). `home`: name in the payload's home folder ->
     path below the staged folder (`.my.cnf: my.cnf`). `environment`: plain settings that go with it. `permissions` and
@@ -73,13 +74,14 @@ class Secret(Model):
 
     @property
     def name_in_scratch(self) -> str:
-        """What a sent folder or file is called where it arrives: the last part of its path."""
-        return (self.source or "").rstrip("/").rpartition("/")[2]
+        """What a sent folder or file is called where it arrives: the last part of its path; `proxy` for DIRAC's own."""
+        return (self.source or "proxy").rstrip("/").rpartition("/")[2]
 
     @model_validator(mode="after")
     def _fits(self) -> Secret:
-        needed = {"token": ("service",), "sealed": ("from", "key", "certificate", "signer")}.get(self.kind, ("from",))
-        may = {"token": ("permissions", "resource"), "proxy": ("renewed",)}.get(self.kind, ())
+        sealed = ("from", "key", "certificate", "signer")
+        needed = {"token": ("service",), "sealed": sealed, "proxy": ()}.get(self.kind, ("from",))
+        may = {"token": ("permissions", "resource"), "proxy": ("from", "renewed")}.get(self.kind, ())
         values = {"from": self.source, "service": self.service, "permissions": self.permissions}
         values |= {"resource": self.resource, "key": self.key, "certificate": self.certificate, "signer": self.signer}
         values |= {"renewed": "yes" if self.renewed else None}

@@ -54,6 +54,8 @@ def _look(site: Site, name: str, secret: Secret, faults: list[str], unseen: list
     here = Path(secret.source or "")
     if secret.kind == "transfer" or (secret.kind == "path" and site.backend == "local"):
         faults += find_openings(here, Trust(os.geteuid()))
+    elif secret.kind == "proxy" and secret.source is None:
+        unseen.append("is the one that DIRAC gives each job: only the nodes can see it")
     elif secret.kind == "proxy":
         span = read_proxy(here)
         faults += find_openings(here, Trust(os.geteuid()))
@@ -72,7 +74,7 @@ def _look(site: Site, name: str, secret: Secret, faults: list[str], unseen: list
 def faults_for(a: Assembled, state: State, step_name: str, now: datetime) -> Iterator[str]:
     """Why a step that is sent now could not use the secret; each with its line in the site's file."""
     step, site = a.campaign.steps[step_name], a.sites[state.site]
-    where = state.secret.source or state.secret.service
+    where = state.secret.source or state.secret.service or "of DIRAC"
     for fault in state.faults:
         yield state.say(f"secret {state.name} of site {site.site} ({where}): {fault}")
     if state.span is None:

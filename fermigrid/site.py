@@ -23,6 +23,7 @@ from fermigrid.campaign import (
     Word,
 )
 from fermigrid.config import Clash, Model, Source, find_unknown, find_wrong, load, validate
+from fermigrid.dirac_site import Dirac
 from fermigrid.errors import ConfigError, Problem
 from fermigrid.grid import Grid
 from fermigrid.image import Catalogue, check_version
@@ -225,10 +226,11 @@ class Site(Model):
     title: Line
     contact: Line
     manual: Line
-    backend: Literal["htcondor", "local"]
+    backend: Literal["htcondor", "local", "dirac"]
     template: Word = "job.sub.j2"
     htcondor: Htcondor = Htcondor()
     local: Local = Local()
+    dirac: Dirac | None = None
     container: Container
     images: dict[Word, SiteImage] = {}
     proxy: str | None = None

@@ -22,7 +22,7 @@ from fermigrid import __version__, backends
 from fermigrid.access import Trust, group_name, make_run_folder, team_of, trust_of
 from fermigrid.advance import Work, block_name, blocks_of, runs_of_block
 from fermigrid.assemble import assemble_kept
-from fermigrid.backends import Handle, RenderedBatch
+from fermigrid.backends import WHOLE, Handle, RenderedBatch
 from fermigrid.errors import BackendUnavailable, LedgerError, RunFolderError, SubmissionRefused
 from fermigrid.given import given_by, lay_out, without_unpublished
 from fermigrid.inherit import read_site
@@ -241,6 +241,21 @@ def options_of(site: Site, retries: int, again: Sequence[int] = ()) -> dict[str,
     if site.backend == "local":
         own = {"slots": site.local.slots, "scratch": site.local.scratch}
         return {**own, "retries": retries, "again": list(again)}
+    if site.dirac is not None:
+        d = site.dirac
+        return {
+            "transport": d.transport,
+            "url": d.url,
+            "vo": d.vo,
+            "group": d.group,
+            "sites": list(d.sites),
+            "chunk": d.chunk,
+            "flights": d.flights,
+            "credentials": d.credentials,
+            "output_se": list(d.output_se),
+            "timeout_s": d.timeout,
+            "settle_s": d.settle,
+        }
     c = site.htcondor
     return {
         "schedd": c.schedd,
@@ -310,9 +325,12 @@ def _options(ledger: Ledger, a: Assembled, work: Work, header: Header) -> dict[s
 
 def first_limits(a: Assembled, header: Header, banned: tuple[str, ...]) -> dict[str, object]:
     """What a batch is sent with: one place where there is a limit (throttle.py gives it more), else all of them. None
-    can be given or taken later where all jobs are in the queue at once: of a small HTCondor batch without a limit."""
+    can be given or taken later where all jobs are in the queue at once: of a small HTCondor batch without a limit, and
+    where batches are sent whole."""
     request, c = header.request, header.request.site.htcondor
     given: dict[str, object] = {"banned": list(banned), "priority": request.priority}
+    if request.site.backend in WHOLE:
+        return given
     _, starts = limits_of(scopes_of(a.campaign.limits, a.sites), header.step, header.site)
     given["stay"] = -(-60 // starts) if starts else 0
     if request.site.backend == "local":
@@ -382,6 +400,8 @@ def _send(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand) ->
 
 
 def _where(backend: str, handle: Handle) -> str:
+    if backend == "dirac":
+        return f"DIRAC at {handle.where}"  # jobs of its own, with no number in common
     return f"cluster {handle.cluster} at {handle.where}" if handle.where else f"{backend}: this machine"
 
 
@@ -434,10 +454,16 @@ def settle(
         assembled = with_sealed(assembled)
         refuse_unfit(assembled, [(record.step, record.site)], hand.now(), _goes_on(folder))
         if _is_sealed_anew(folder, assembled, record):
-            ledger.withdraw(record.id, hand.now(), hand.who, "it did not land, and a secret of it was sealed anew")
+            give_up(ledger, folder, record, hand, "it did not land, and a secret of it was sealed anew")
         else:
             _send(ledger, folder, record, hand)
     return count
+
+
+def give_up(ledger: Ledger, folder: RunFolder, record: BatchRecord, hand: Hand, why: str) -> None:
+    """Withdraw a doubtful batch that did not land; what landed in part is taken back. Raises BackendUnavailable."""
+    backends.load(record.backend).take_back(rendered(folder, record))
+    ledger.withdraw(record.id, hand.now(), hand.who, why)
 
 
 def _is_sealed_anew(folder: RunFolder, assembled: Assembled, record: BatchRecord) -> bool:

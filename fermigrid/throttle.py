@@ -6,25 +6,27 @@ what was told last. Killed in between, the next look tells it again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from fermigrid import backends
 from fermigrid.advance import Work
-from fermigrid.backends import Allowed, Handle
+from fermigrid.backends import WHOLE, Allowed, Handle
 from fermigrid.errors import BackendUnavailable, SubmissionRefused
 from fermigrid.gate import BREAKER, is_halted
 from fermigrid.plan import Assembled
 from fermigrid.progress import has_ended
-from fermigrid.rates import Need, Scope, Share, scopes_of, share_out
+from fermigrid.rates import Need, Scope, Share, paid_at, room_in, scopes_of, share_out
 from fermigrid.records import BatchRecord
 from fermigrid.setting import as_set
 from fermigrid.settings_book import SettingsBook, ToldOf
 from fermigrid.split import count_jobs
 from fermigrid.states import State
 from fermigrid.submit import handle_of
+from fermigrid.units import show_count, show_seconds
 
 if TYPE_CHECKING:
     from fermigrid.watch import Following
@@ -143,7 +145,7 @@ def _tell(f: Following, sent: Sequence[_Batch], shares: Mapping[str, Share]) -> 
     changed: dict[tuple[str, str, str], list[tuple[_Batch, Allowed]]] = {}
     for batch in sent:
         allowed, record = _allowed(f, batch, shares.get(batch.record.id)), batch.record
-        if allowed != batch.told.allowed:
+        if allowed != batch.told.allowed and record.backend not in WHOLE:
             place = (record.backend, record.place or "", str(record.options.get("schedd")))
             changed.setdefault(place, []).append((batch, allowed))
     problems = []
@@ -172,7 +174,7 @@ def _drain(f: Following, sent: Sequence[_Batch], shares: Mapping[str, Share]) ->
         record, share = batch.record, shares.get(batch.record.id)
         limited = batch.told.allowed.places is not None and share is not None and not share.places
         try:
-            if record.site in f.assembled.drained or limited:
+            if (record.site in f.assembled.drained or limited) and record.backend not in WHOLE:
                 if batch.waiting or record.id not in paused:
                     f.ledger.pause(record.id)  # first: what may be paused is resumed
                     backends.load(record.backend).pause([handle_of(f.folder, record)])
@@ -188,16 +190,32 @@ def out_of_reach(f: Following) -> list[str]:
     """The batches that a limit is about, and that it does not reach, in words."""
     f = as_now(f)
     scopes = scopes_of(f.assembled.campaign.limits, f.assembled.sites)
-    fixed = [b for b in _sent(f) if b.told.allowed.places is None and any(s.has(b.record) for s in scopes)]
-    if not fixed:
-        return []
-    names = ", ".join(b.record.name for b in fixed[:3]) + (f" and {len(fixed) - 3} more" if len(fixed) > 3 else "")
-    return [f"limits do not reach {names}: all their jobs were put into the queue at once when there was no limit"]
+    sent, said = _sent(f), list[str]()
+    whole = [b for b in sent if b.record.backend in WHOLE]
+    fixed = [
+        b for b in sent if b.told.allowed.places is None and b not in whole and any(s.has(b.record) for s in scopes)
+    ]
+    if fixed:
+        why = "all their jobs were put into the queue at once when there was no limit"
+        said.append(f"limits do not reach {_names(fixed)}: {why}")
+    if drained := [b for b in whole if b.left > b.running and b.record.site in f.assembled.drained]:
+        count = show_count(sum(b.left - b.running for b in drained), "job")
+        said.append(f"{count} of {_names(drained)} may still start: DIRAC has them. `fermigrid remove` takes them out")
+    if others := [b for b in whole if _allowed(f, b, None) != b.told.allowed]:
+        said.append(f"priority and bans are for what is sent from now on: DIRAC has the jobs of {_names(others)}")
+    return said
+
+
+def _names(batches: Sequence[_Batch]) -> str:
+    more = f" and {len(batches) - 3} more" if len(batches) > 3 else ""
+    return ", ".join(batch.record.name for batch in batches[:3]) + more
 
 
 def why_kept(f: Following, record: BatchRecord) -> Iterator[str]:
     """Why no job of a batch starts now, by our own doing, in words: as long as that is so, nothing else matters."""
     f = as_now(f)
+    if record.backend in WHOLE:
+        return  # DIRAC has its jobs, and starts them whatever is said here
     halt, drained = next((one for one in f.ledger.halts() if one.kind == BREAKER), None), f.assembled.drained
     if halt:
         yield f"nothing more starts until `fermigrid resume`, since {halt.since}: {halt.why}"
@@ -239,7 +257,7 @@ class Throttle:
         for work in works:
             if not self.why_not(work):
                 need = self._need(work)
-                self.more.append(replace(need, given=1, bound=1))
+                self.more.append(replace(need, fixed=True) if self._is_whole(work) else replace(need, given=1, bound=1))
                 yield work
 
     def why_not(self, work: Work) -> str:
@@ -252,10 +270,38 @@ class Throttle:
             return ""
         if work.block not in self.begun and (full := self._full(mine, work.site)):
             return f"{full.key}.running is {full.running}, and blocks before it have jobs enough for that"
+        if self._is_whole(work):
+            return self._why_not_whole(need, mine)
         shares = _share(self.f, self.sent, [*self.more, need])
         if not shares[need.id].places:
             return f"no place is free within {' and '.join(scope.key for scope in mine)}"
         return ""
+
+    def _is_whole(self, work: Work) -> bool:
+        return self.f.assembled.sites[work.site].backend in WHOLE
+
+    def _why_not_whole(self, need: Need, scopes: Iterable[Scope]) -> str:
+        """Of a batch whose jobs are all sent together."""
+        needs = [*(_need(self.f, batch, 0) for batch in self.sent), *self.more]
+        together = f"and {need.site} is given the {show_count(need.left, 'job')} of this batch together"
+        for scope in scopes:
+            room = room_in(scope, needs)
+            if room is not None and room < need.left:
+                return f"{scope.key}.running has room for {show_count(max(0, room), 'job')}, {together}"
+            if scope.starts and (wait := paid_at(self._sent_whole(scope), scope.starts) - self._now()) > 0:
+                later = f"more may be sent in {show_seconds(math.ceil(wait))}"
+                return f"{scope.key}.starts is {scope.starts}: {later}, {together}"
+        return ""
+
+    def _sent_whole(self, scope: Scope) -> Iterator[tuple[float, int]]:
+        """(s, jobs) of what was sent whole."""
+        for batch in self.f.ledger.batches():
+            if batch.submitted and batch.backend in WHOLE and scope.has(batch):
+                yield datetime.fromisoformat(batch.submitted).timestamp(), batch.jobs
+        yield from ((self._now(), need.left) for need in self.more if need.fixed and scope.has(need))
+
+    def _now(self) -> float:
+        return self.f.hand.now().timestamp()
 
     def _full(self, scopes: Iterable[Scope], site: str) -> Scope | None:
         """The limit that the jobs on their way to the site use up: a block that has not begun may go elsewhere yet."""

@@ -32,7 +32,10 @@ _NEEDED: Mapping[str, Callable[[Fields], bool]] = {
     "stage_names": lambda fields: any(name == "output.kind" and value != "transfer" for name, value in fields),
     "stage_posix": lambda fields: ("output.kind", "posix") in fields,
     "stage_remote": lambda fields: ("output.kind", "xrootd") in fields or ("output.kind", "http") in fields,
-    "scratch": lambda fields: _has(fields, "scratch") or _has(fields, "batch_system"),
+    "scratch": lambda fields: (
+        _has(fields, "scratch") or any(name == "batch_system" and value != "dirac" for name, value in fields)
+    ),
+    "dirac": lambda fields: ("batch_system", "dirac") in fields,
     "secrets": lambda fields: any(name.startswith("secret") for name, _ in fields),
     "secrets_sealed": lambda fields: ("secret.kind", "sealed") in fields,
     "secrets_live": lambda fields: any(
@@ -62,7 +65,7 @@ def assemble_worker(templates: Path, fields: Fields) -> str:
     folder = templates / "worker"
     needed = parts_needed(fields)
     head, *lines = (folder / "worker.sh").read_text().splitlines()
-    text = [head, "# fermigrid's worker, without its comments; its source is submit_templates/worker/ of fermigrid."]
+    text = [head, "# fermigrid's worker; its source, with comments: submit_templates/worker/"]
     for line in lines:
         part = _PART.fullmatch(line)
         if part is None:

@@ -75,6 +75,10 @@ def find(batch: RenderedBatch) -> Handle | None:
     return _handle(found) if found else None
 
 
+def take_back(batch: RenderedBatch) -> None:
+    memory.said.append(("take back", batch.name, None))
+
+
 def _handle(batch: RenderedBatch) -> Handle:
     return Handle(batch, "here", 1 + [known.batch_id for known in memory.landed].index(batch.batch_id))
 

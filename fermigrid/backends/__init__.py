@@ -116,6 +116,10 @@ class Backend(Protocol):
         """
         ...
 
+    def take_back(self, batch: RenderedBatch) -> None:
+        """Take out what landed of a batch for which `find` says None and that is not to be sent any more."""
+        ...
+
     def observe(self, handles: Sequence[Handle], cursor: Cursor) -> Observation:
         """What happened since `cursor`; idempotent. Reads some MB a call at most: call until the cursor stays."""
         ...
@@ -168,7 +172,16 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = {"htcondor": "fermigrid.backends.htcondor", "local": "fermigrid.backends.local"}
+BACKENDS = {
+    "dirac": "fermigrid.backends.dirac",
+    "htcondor": "fermigrid.backends.htcondor",
+    "local": "fermigrid.backends.local",
+}
+
+
+# Those that take all jobs of a batch together: no place is given or taken later, what waits cannot be kept from
+# starting, and priority and bans are those with which a batch was sent.
+WHOLE = frozenset({"dirac"})
 
 
 def load(name: str) -> Backend:

@@ -109,6 +109,11 @@ def find(batch: RenderedBatch) -> Handle | None:
     return Handle(batch, where, int(found[0])) if found else None
 
 
+def take_back(batch: RenderedBatch) -> None:
+    """HTCondor takes a batch whole or not at all: of one that did not land nothing is there."""
+    del batch
+
+
 def _made(batch: RenderedBatch) -> int:
     """No job of the batch left the queue before this time (s since 1970)."""
     try:

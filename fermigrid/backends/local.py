@@ -99,6 +99,11 @@ def find(batch: RenderedBatch) -> Handle | None:
     return Handle(batch, where="", cluster=0) if landed else None
 
 
+def take_back(batch: RenderedBatch) -> None:
+    """A batch is there whole or not at all: of one that did not land nothing is there."""
+    del batch
+
+
 def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
     """What happened since `cursor`; a batch whose runner died before its jobs were over gets a new one."""
     offsets, seen, problems, left = dict(cursor.offsets), list[JobSeen](), list[str](), _READ_LIMIT

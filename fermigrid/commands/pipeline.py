@@ -84,6 +84,7 @@ def submit(ctx: click.Context, /, site: str, folders: tuple[Path, ...], **given:
     """Submit the job of this folder: its `script`, or `-- COMMAND ARG...`, in the environment that the pipeline set.
 
     The same PIPELINE_PROCESSINSTANCE again sends nothing twice: it prints the cluster that the job has.
+    By DIRAC that is the job's id, and the line is the one that DIRAC has for it.
     """
     from dataclasses import fields
 
@@ -104,8 +105,7 @@ def submit(ctx: click.Context, /, site: str, folders: tuple[Path, ...], **given:
         variables=given["variables"],
         command=ctx.meta.get("command", ()),
     )
-    cluster = submit_job(request, os.environ, _here(), make_hand())
-    click.echo(f"1 job(s) submitted to cluster {cluster}.")
+    click.echo(submit_job(request, os.environ, _here(), make_hand()))
 
 
 @command.command("status")

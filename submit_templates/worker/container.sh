@@ -146,7 +146,7 @@ _find_bad_bind() {  # the image starts; what is it with this job's binds?
     local to dropped=''
     _container_command
     if _try /bin/sh -c '[ -r .fermigrid/launch.sh ] || exit 3; true > .fermigrid/tried'; then
-        [ "$tries" -lt 3 ] || _end_or_full "$NO_IMAGE" "$runtime starts $image at one time and not at another (status $status)"
+        [ "$tries" -lt 3 ] || _end_or_full "$NO_IMAGE" "$runtime starts $image only now and then (status $status)"
         return 0
     fi
     words="the image starts, but not with this job's binds: $words"
@@ -164,7 +164,7 @@ _lose_bind() {  # TARGET WHY: the container does not have it as it should -> dro
         if [ "${bind_to[i]}" != "$1" ] || [ "${bind_result[i]}" != kept ]; then continue; fi
         words="bind ${bind_from[i]}:$1: it $2 in the container"
         [ "$2$overlay" != "is missingno" ] || words+=". Image ${set_of[image]} has no $1, and the runtime neither overlay nor underlay here: \
-make the folder when the image is built, or ask the site for overlay"
+make the folder in the image, or ask the site for overlay"
         bind_result[i]=fatal
         [ "${bind_required[i]}" = no ] || _finish "$NO_BIND" "$words"
         bind_result[i]=dropped dropped=yes

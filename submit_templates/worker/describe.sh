@@ -18,7 +18,7 @@ _last() {  # COUNT KEY -> last, the index of the group that the key belongs to
     last=$(($1 - 1))
 }
 
-_bindable() { [[ $1 == /* && $1 != *[:,[:cntrl:]]* ]] || _bad "'$1' cannot be bound: it must be absolute, without colons, commas and control characters"; }
+_bindable() { [[ $1 == /* && $1 != *[:,[:cntrl:]]* ]] || _bad "'$1' cannot be bound: absolute, without colons, commas, control characters"; }
 
 _take_setting() {  # KEY VALUE of job.env
     local last

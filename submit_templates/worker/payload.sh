@@ -232,7 +232,7 @@ _judge_payload() {  # STATUS of the payload
     _finish_mapped "$status" "$words$broken"
 }
 
-_finish_mapped() {  # STATUS WORDS: a payload's 80-99 would be taken for the worker's own
-    if [ "$1" -ge 80 ] && [ "$1" -le 99 ]; then _finish 79 "$2"; fi
+_finish_mapped() {  # STATUS WORDS: a payload's 80-99 would be taken for the worker's own; `reserved` is the batch system's
+    case $1 in [89]? | "${reserved:-}") _finish 79 "$2" ;; esac
     _finish "$1" "$2"
 }

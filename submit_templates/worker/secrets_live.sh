@@ -4,7 +4,7 @@
 
 live_from=() live_to=() live_said=() end_name=() end_file=() end_at=()
 
-_take_live() {  # INDEX: a file that HTCondor keeps for the job
+_take_live() {  # INDEX: a file that HTCondor or DIRAC keeps for the job
     local name=${set_of[secret.from.$1]:-} file from='' said=''
     [[ $name =~ $ONE_NAME ]] || _bad "secret.from: '$name'"
     if [ "${set_of[secret.kind.$1]}" = token ]; then
@@ -13,7 +13,7 @@ _take_live() {  # INDEX: a file that HTCondor keeps for the job
         set -- "$1" "$scratch/$name" "${X509_USER_PROXY:-}"
     fi
     for file in "${@:2}"; do [ -n "$from" ] || [ ! -f "$file" ] || from=$file; done
-    [ -n "$from" ] || _no_secret "$1" "HTCondor gave the job no $name (it was looked for in ${2%/*})"
+    [ -n "$from" ] || _no_secret "$1" "the job was given no $name (it was looked for in ${2%/*})"
     live_from+=("$from") live_to+=("$secret_dir/${secret[$1]}/$name")
     _copy_live $((${#live_from[@]} - 1)) || _no_secret "$1" "$name cannot be copied: $said"
     _now

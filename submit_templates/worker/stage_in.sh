@@ -123,6 +123,7 @@ _bring() {  # SOURCE FILE -> problem, hopeless
             _wake_all "$path"
             [ "${woken[0]}" = there ] || { hopeless=yes problem="${woken[0]/#missing/not there}"; return 1; }
             _heard _copy "$path" "$2" ;;
+        LFN:*) _bring "$scratch/${1##*/}" "$2" ;;  # DIRAC has brought it
         *) hopeless=yes problem="no way to fetch this kind of source"; return 1 ;;
     esac
 }

@@ -65,7 +65,7 @@ _keep_cores() {  # of a payload that failed, to out/, which comes back -> json_c
     for file in "$work"/core "$work"/core.*; do
         [ -f "$file" ] && [ ! -L "$file" ] && IFS= read -r -n 4 magic < "$file" && [ "$magic" = $'\x7fELF' ] || continue
         _size "$file"
-        if [ "$size" -gt "$room" ]; then _log "core file ${file##*/}, $size bytes: not kept, there is room for $room"; continue; fi
+        if [ "$size" -gt "$room" ]; then _log "core file ${file##*/}, $size bytes: not kept, room for $room"; continue; fi
         name=$job.core.$k.$attempt
         mv -- "$file" "$scratch/out/$name" || continue
         k=$((k + 1)) room=$((room - size))

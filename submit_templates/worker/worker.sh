@@ -14,6 +14,7 @@
 #   oci *         podman in a runtime's place
 #   mounts        automounts woken, binds and software checked, broken CVMFS told from a payload's failure
 #   image         the ladder of the image's sources; download *, fetch * (one file over HTTP), cache *, unpack *, registry *
+#   dirac *       what DIRAC's JobWrapper and its own container need
 #   scratch *     the site's scratch folder instead of the one that the job was started in; its files there, its outputs back
 #   secrets *     copies for this job alone, the guard that removes them, how the payload finds them; secrets_sealed * opens,
 #                 secrets_live * renews and knows ends, secrets_wallet * moves an Oracle wallet
@@ -67,7 +68,7 @@ declare -A spent=([setup]=0 [secrets]=0 [image]=0 [stage_in]=0 [payload]=0 [stag
 where=host container=none rehearsal=false runtime='' runtime_name='' runtime_version='' userns=null overlay=unknown version_fd='' oci='' oci_fd=''
 image='' rung=none image_source='' image_bytes=0 image_seconds=0.0 cache_dir='' cache_fd='' lock_fd='' lock_link=''
 secret_dir='' secret_fd='' guard_fd='' live='' said_fd=''
-inner_runs='' away='' scratch_fd='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() ends='' pending=() passed=0
+inner_runs='' away='' dirac='' scratch_fd='' messages='' tools='' start_fd='' user_ms=0 system_ms=0 started_payload=false payload_exit=null payload_signal=null signals=() ends='' pending=() passed=0
 end_by=0 overtime=''  # the walltime's end in milliseconds, 0: none
 exit_code='' message='' finishing='' critical='' deferred=''
 payload_group='' child='' asked='' kill_at=0 pipe_fd='' ask_fd='' parts=()
@@ -86,6 +87,7 @@ _main() {
     begin_ms=$now_ms phase_ms=$now_ms
     _set_traps
     _find_start
+    $dirac
     [ -z "$away" ] || _go_away
     [ -z "$messages" ] || _read_messages
     _need "$TAME" "$job" "job"
@@ -212,7 +214,7 @@ _on_exit() {
     _ask 20 _clean
     [ -z "$messages" ] || _send_end
     case $exit_code in "$NO_RUNTIME" | "$NO_IMAGE" | "$CVMFS_BROKEN") _get wait backoff 0 ;; esac
-    [ "$wait" = 0 ] || _log "then $wait s of waiting, so that this node does not take job after job"
+    [ "$wait" = 0 ] || _log "then $wait s of waiting: a bad node must not take job after job"
     _print_report || { sleep 1; _print_report; }
     _back_off
     exit "$exit_code"
@@ -250,6 +252,7 @@ here=${BASH_SOURCE[0]%/*}
 . "$here/unpack.sh"
 . "$here/registry.sh"
 . "$here/scratch.sh"
+. "$here/dirac.sh"
 . "$here/secrets.sh"
 . "$here/secrets_sealed.sh"
 . "$here/secrets_live.sh"

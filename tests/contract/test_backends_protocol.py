@@ -43,7 +43,7 @@ def protocol() -> dict[str, ast.FunctionDef]:
 
 
 def test_the_protocol_has_its_functions() -> None:
-    words = "adjust explain explain_removal find hold observe pause release remove resolve resume silence submit used"
+    words = "adjust explain explain_removal find hold observe pause release remove resolve resume silence submit take_back used"
     assert sorted(METHODS) == words.split()
 
 

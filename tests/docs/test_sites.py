@@ -76,7 +76,7 @@ def test_every_way_to_a_site_is_a_dialect_of_the_page() -> None:
     for kind in get_args(Grid.model_fields["kind"].annotation):
         assert re.search(rf"(?:kind: |`){kind}[`}}]", text), kind
     _, _, *dialects = re.split(r"^## ", text, flags=re.MULTILINE)  # the first is what holds for all
-    assert len(dialects) == 7
+    assert len(dialects) == 8
     for section in dialects:
         assert re.search(r"\*\*(?:run|golden only)\*\*", section, re.IGNORECASE), section.partition("\n")[0]
 

@@ -35,6 +35,7 @@ SAME = (  # what differs from one time to the next: pattern, what it is taken fo
     (r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b|sha256 [0-9a-f]{12}\b", "<digest>"),
     (r"\bg(\d+)\.s(\d+)\.[0-9a-f]{8}\b", r"g\1.s\2.<attempt>"),
     (r"\b\d+ s\b", "<n> s"),
+    (r"/tmp/fermigrid-diracx-[\w-]+", "<server>"),
 )
 PRETTY = (  # how the pages show what a shell in a test prints otherwise
     (r"^.*: line \d+: +\d+ Killed .*$", "Killed"),
@@ -136,8 +137,9 @@ def write_local_site(folder: Path) -> None:
 
 
 def _environment(folder: Path) -> Mapping[str, str]:
-    kept = {name: os.environ[name] for name in ("LANG", "USER") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("DIRACX_DIR", "LANG", "USER") if name in os.environ}
     return kept | {
+        "FERMIGRID_CACHE": os.environ.get("FERMIGRID_CACHE", f"{Path.home()}/.cache/fermigrid"),
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -19,7 +19,7 @@ CAMPAIGN, PIECES = HERE / "campaign", HERE / "pieces"
 IMAGES = {  # a new site needs a line here; one with open questions its answers in sites/, which extend the shipped file
     "local": "light", "pool": "light", "osg-like": "light",
     "slac": "fermi-rhel6", "slac-lsf": "light",
-    "in2p3": "cc-sl6", "in2p3-ce": "cc-sl6",
+    "in2p3": "cc-sl6", "in2p3-ce": "cc-sl6", "dirac-like": "light",
 }  # fmt: skip
 OF_PIECES = ("local", "pool", "slac", "in2p3-ce")  # outputs that come back, and those that stay at the site
 MASK = "<not in golden files>"  # worker.sh changes all the time, and the bundle's bytes are zlib's affair

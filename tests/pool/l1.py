@@ -43,18 +43,19 @@ def copy_example(product: Product, runs: int) -> Path:
     return l1
 
 
-def submit_example(product: Product, site: str, timeout: float = 500) -> str:
-    """The campaign at `site`, to its end, and audited; nothing in it is changed but the site and where the events are."""
-    at = ("l1/campaign.yaml", "--site", site, "--set", f"events_file={ON_NODE}")
+def submit_example(product: Product, site: str, timeout: float = 500, run: str = "run") -> str:
+    """The campaign at `site`, to its end, and audited; nothing in it is changed but the site and where the events are.
+    Without a site: at those that the campaign itself names."""
+    at = ("l1/campaign.yaml", *(("--site", site) if site else ()), "--set", f"events_file={ON_NODE}")
     product.run("check", *at)
-    said = product.run("submit", *at, "--run-dir", "run", "--wait", timeout=timeout).stdout
-    assert "P400-L1: clean: " in product.run("audit", "run").stdout
+    said = product.run("submit", *at, "--run-dir", run, "--wait", timeout=timeout).stdout
+    assert "P400-L1: clean: " in product.run("audit", run).stdout
     return said
 
 
-def audit(product: Product) -> subprocess.CompletedProcess[str]:
+def audit(product: Product, run: str = "run") -> subprocess.CompletedProcess[str]:
     """The example's own audit: every event of every run is in one output, once, or was cut."""
     l1, events = product.folder / "l1", events_file(product)
     command = [sys.executable, l1 / "audit.py", "--runs", l1 / "runs.csv", "--events", events,
-               "--outputs", product.folder / "run/outputs", "--emin", "300", "--zmax", "100"]  # fmt: skip
+               "--outputs", product.folder / run / "outputs", "--emin", "300", "--zmax", "100"]  # fmt: skip
     return subprocess.run(command, check=False, capture_output=True, text=True)

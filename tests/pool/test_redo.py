@@ -51,11 +51,16 @@ def query(run: Path, text: str) -> list[Any]:
 
 
 def test_a_failed_clump_then_a_run_with_another_parameter(product: Product) -> None:
+    do_again(product, "pool-a")
+
+
+def do_again(product: Product, site: str) -> None:
+    """A campaign at a site, a clump of which fails; it is done again, and then a whole run is."""
     product.write("runs.csv", "run,events\nr1,15\nr2,25\n")
     product.write("c.yaml", CAMPAIGN)
     product.write("clump.sh", CLUMP).chmod(0o755)
     product.write("merge.sh", MERGE).chmod(0o755)
-    done = product.run("submit", "c.yaml", "--site", "pool-a", "--wait", code=1)
+    done = product.run("submit", "c.yaml", "--site", site, "--wait", code=1)
     assert "6 done, 1 failed" in done.stdout
     product.run("retry", "again", "--yes")
     assert "7 jobs, 7 done" in product.run("watch", "again").stdout

@@ -242,7 +242,7 @@ def test_every_site_of_the_campaign_is_checked(tmp_path: Path) -> None:
 def test_a_site_of_the_campaign_that_does_not_exist_is_a_problem_of_its_file(tmp_path: Path) -> None:
     said = complaints(tmp_path, SMALL + "sites: {slca: 1, local: 2}\ncode: [absent]\n", site=None)
     assert said[0].startswith(
-        "campaign.yaml:8: sites.slca: no site 'slca'; did you mean 'slac'? Known sites: in2p3, in2p3-ce, local"
+        "campaign.yaml:8: sites.slca: no site 'slca'; did you mean 'slac'? Known sites: dirac-like, in2p3, in2p3-ce, local"
     )
     assert "code[0]" in said[1]
 

@@ -36,7 +36,7 @@ def refusal(folder: Path, text: str, name: str = "mine") -> str:
 
 
 def test_the_shipped_sites() -> None:
-    assert {"local", "pool", "slac", "slac-lsf", "in2p3", "in2p3-ce", "osg-like"} <= set(SHIPPED)
+    assert {"local", "pool", "slac", "slac-lsf", "in2p3", "in2p3-ce", "osg-like", "dirac-like"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -70,7 +70,7 @@ def test_own_images_hide_shipped_ones_entry_by_entry(tmp_path: Path) -> None:
 def test_a_site_that_does_not_exist_names_the_nearest() -> None:
     with pytest.raises(NotFound, match="no site 'slca'; did you mean 'slac'") as missing:
         load_site("slca", [SITES])
-    assert "Known sites: in2p3, in2p3-ce, local, osg-like, pool, slac, slac-lsf" in missing.value.hint
+    assert "Known sites: dirac-like, in2p3, in2p3-ce, local, osg-like, pool, slac, slac-lsf" in missing.value.hint
     with pytest.raises(NotFound):
         load_site("images", [SITES])
     with pytest.raises(NotFound):
@@ -84,7 +84,11 @@ def test_a_site_is_named_like_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("backend: local", "backend: slurm", ":5: backend: 'slurm' is not allowed. Allowed: 'htcondor' or 'local'"),
+        (
+            "backend: local",
+            "backend: slurm",
+            ":5: backend: 'slurm' is not allowed. Allowed: 'htcondor', 'local' or 'dirac'",
+        ),
         ("backend: local", "backend: locl", "did you mean 'local'"),
         ("{launch: worker}", "{launch: site}", ":6: container.launch: launch: site needs a dialect"),
         ("{launch: worker}", "{launch: worker, dialect: plain}", "container.dialect is at"),

@@ -45,6 +45,7 @@ NEEDS = {
     "oci": ("runtime", "podman"),
     "preamble": ("preamble", "module load apptainer"),
     "scratch": ("scratch", "/lscratch"),
+    "dirac": ("batch_system", "dirac"),
     "secrets": ("secret", "oracle"),
     "secrets_live": ("secret.kind", "token"),
     "secrets_sealed": ("secret.kind", "sealed"),

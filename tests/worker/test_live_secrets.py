@@ -111,7 +111,7 @@ def test_nothing_was_given(make_job: MakeJob, creds: Path, settings: Pairs) -> N
     name = settings[2][1]
     job = make_job(settings=settings)
     done = run(job, creds)
-    assert done.code == 85 and f"HTCondor gave the job no {name}" in done.message
+    assert done.code == 85 and f"the job was given no {name}" in done.message
     for place in (creds, job.scratch / "x509up"):
         place.write_text("")
     done = run(job, creds)

@@ -1,0 +1,202 @@
+"""How a batch gets to DIRAC whole: handed in, looked for, handed in again, confirmed.
+
+Jobs that are handed in are started only once they are confirmed, and given up if nobody does it. So a document whose
+answer was lost is sent again if its jobs are not there; of copies that appear later none is ever confirmed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from fermigrid.backends import RenderedBatch
+from fermigrid.backends.dirac_states import ServerJob, choose, twins
+from fermigrid.backends.dirac_transport import Denied, Transport, Unreachable
+from fermigrid.errors import BackendUnavailable, FermigridError, SecretRefused, SubmissionDoubt, SubmissionRefused
+from fermigrid.jdl import JdlDocument, documents, names_of
+
+T = TypeVar("T")
+Found = Mapping[str, list[ServerJob]]  # the server's jobs of a batch by name
+
+_ROUNDS = 5  # times that a submission goes on after answers were lost
+_WAIT_S = 0.5  # before the second round; twice as long before each other
+_CONFIRM_AFTER_S = 60.0  # DIRAC gives up what is not confirmed after 300 s
+_LATER = "Nothing is known to be lost: try again later."
+_SETTLE = "Run the same `fermigrid submit` again, or `fermigrid watch`: they hand in what is missing, nothing twice."
+_LOG_IN = "Log in again (docs/how-to/dirac.md); then the same command goes on."
+
+
+class Landing:
+    """A batch on its way to the server."""
+
+    def __init__(self, batch: RenderedBatch, way: Transport) -> None:
+        self.batch, self.way, self.names = batch, way, names_of(batch)
+        self.ids: dict[int, int] = {}  # of each index: the job that counts
+        self.unconfirmed: dict[int, float] = {}  # index -> since when it has waited for its confirmation
+        self.made: dict[int, datetime] = {}  # job -> when the server made it
+        self.copies: set[int] = set()
+
+    def land(self) -> list[int]:
+        """All ids, in the order of the jobs; all are confirmed."""
+        trouble = self._look()
+        for wait in (0.0, *(_WAIT_S * 2**count for count in range(_ROUNDS - 1))):
+            time.sleep(wait if trouble else 0)
+            if trouble and (trouble := self._look()):
+                continue
+            if not (trouble := self._send() or self._confirm()):
+                self._kill_copies()
+                return [self.ids[index] for index in range(self.batch.jobs)]
+        raise self._doubt(trouble)
+
+    def _doubt(self, trouble: str) -> FermigridError:
+        if not self.ids and not self.copies:
+            return BackendUnavailable(f"{self.batch.name}: DIRAC does not answer: {trouble}", _LATER)
+        return SubmissionDoubt(self._words(trouble), _SETTLE)
+
+    def _words(self, trouble: str) -> str:
+        landed = f"{len(self.ids)} of its {self.batch.jobs} jobs landed"
+        return f"{self.batch.name}: {landed}, {len(self.unconfirmed)} of them are not confirmed: {trouble}"
+
+    def _look(self) -> str:
+        """Take in what the server has of the batch; the trouble with it, if any."""
+        try:
+            found = by_name(self.way.select(self.batch.batch_id, {}))
+        except Unreachable as error:
+            return str(error)
+        except Denied as error:
+            raise denied(self.batch, error) from error
+        refuse_twins(self.batch, found)
+        self.ids, self.unconfirmed = {}, {}
+        self.copies = {job.id for jobs in found.values() for job in jobs if not job.stage.final}
+        for index, name in enumerate(self.names):
+            job = choose(found[name]) if name in found else None
+            if job is not None and (job.confirmed or (self.way.confirms and not job.stage.final)):
+                self._has_landed(index, job.id)
+                if job.confirmed:
+                    del self.unconfirmed[index]
+                else:
+                    self.unconfirmed[index] = 0.0  # of an earlier fermigrid: nobody knows for how long it has waited
+        return ""
+
+    def _has_landed(self, index: int, job: int) -> None:
+        self.ids[index] = job
+        self.copies.discard(job)
+        self.unconfirmed[index] = time.monotonic()
+
+    def _missing(self) -> Iterator[JdlDocument]:
+        for document in documents(self.batch):
+            indices = range(document.first_index, document.first_index + document.jobs)
+            here = [index for index in indices if index in self.ids]
+            if len(here) == document.jobs:
+                continue
+            if any(index not in self.unconfirmed for index in here):
+                text = f"DIRAC has only {len(here)} of {document.jobs} jobs that were handed in as one"
+                hint = f"Kill them, and submit again: {kill_words([self.ids[index] for index in here])}"
+                raise SubmissionDoubt(f"{self.batch.name}: {text}", hint)
+            yield document
+
+    def _send(self) -> str:
+        """Hand in what is missing; the trouble with it, if any."""
+        for sent in self.way.send(self._missing()):
+            if sent.refused:
+                self._take_back()
+                raise SubmissionRefused(f"{self.batch.name}: DIRAC refused the batch: {sent.refused}")
+            if sent.login:
+                raise SubmissionDoubt(self._words(f"DIRAC does not let us in any more: {sent.doubt}"), _LOG_IN)
+            if sent.doubt:
+                return sent.doubt
+            for index, job in enumerate(sent.ids, sent.document.first_index):
+                if index in self.ids:
+                    self.copies.add(self.ids[index])
+                self._has_landed(index, job)
+                if sent.made:
+                    self.made[job] = sent.made
+                if not self.way.confirms:
+                    del self.unconfirmed[index]
+            if self._waits_long() and (trouble := self._confirm()):
+                return trouble
+        return ""
+
+    def _waits_long(self) -> bool:
+        """Must something be confirmed before the rest has landed, lest DIRAC gives it up?"""
+        since = min(self.unconfirmed.values(), default=time.monotonic())
+        return time.monotonic() - since > _CONFIRM_AFTER_S
+
+    def _confirm(self) -> str:
+        """Let DIRAC start what has landed; the trouble with it, if any."""
+        if not self.unconfirmed:
+            return ""
+        try:
+            self.way.confirm([self.ids[index] for index in sorted(self.unconfirmed)], self.made)
+        except Unreachable as error:
+            return str(error)
+        except Denied as error:
+            if error.credentials:
+                raise SubmissionDoubt(self._words(f"DIRAC does not let us in any more: {error}"), _LOG_IN) from error
+            return f"not confirmed: {error}"
+        self.unconfirmed = {}
+        return ""
+
+    def _take_back(self) -> None:
+        try:
+            self.way.kill([*self.ids.values(), *self.copies])
+        except (Unreachable, Denied) as error:
+            text = f"{self.batch.name}: refused in part, and what had landed of it cannot be taken back: {error}"
+            raise SubmissionDoubt(text, _SETTLE) from error
+
+    def _kill_copies(self) -> None:
+        """Tidy up: nobody confirms them, so it does not matter whether it can be done."""
+        if self.copies:
+            try:
+                self.way.kill(sorted(self.copies))
+            except (Unreachable, Denied):
+                return
+
+
+def by_name(jobs: Sequence[ServerJob]) -> Found:
+    """The server's jobs by their names."""
+    found = defaultdict[str, list[ServerJob]](list)
+    for job in jobs:
+        found[job.name].append(job)
+    return found
+
+
+def refuse_twins(batch: RenderedBatch, found: Found) -> None:
+    """Raise SubmissionDoubt where several jobs of one name run, or may."""
+    double = {name: both for name, jobs in found.items() if (both := twins(jobs))}
+    for name, jobs in double.items():
+        ids = [job.id for job in jobs]
+        text = f"{batch.name}: DIRAC has {name} more than once, as jobs {', '.join(map(str, ids))}"
+        more = f"; so it is with {len(double) - 1} other jobs" if len(double) > 1 else ""
+        raise SubmissionDoubt(text + more, f"Somebody else handed it in. Keep one: {kill_words(ids[1:])}")
+
+
+def kill_words(ids: Sequence[int]) -> str:
+    """The command that ends these jobs, for a person."""
+    return f"dirac-wms-job-kill {' '.join(map(str, ids))}"
+
+
+def spoken(batch: RenderedBatch, ask: Callable[[], T], otherwise: str = "") -> T:
+    """The answer to a question, or the error for having none. Credentials that will not do are the matter of who sends
+    (`otherwise`: what that came to); who only looks hears that DIRAC cannot be asked now."""
+    try:
+        return ask()
+    except Unreachable as error:
+        what = f"{otherwise}: " if otherwise else ""
+        raise BackendUnavailable(f"{batch.name}: {what}DIRAC does not answer: {error}", _LATER) from error
+    except Denied as error:
+        raise denied(batch, error) from error
+    except SecretRefused as error:
+        if otherwise:
+            raise
+        raise BackendUnavailable(f"{batch.name}: {error}", error.hint) from error
+
+
+def denied(batch: RenderedBatch, error: Denied) -> FermigridError:
+    """The error for an answer that was no."""
+    if error.credentials:
+        return BackendUnavailable(f"{batch.name}: DIRAC does not let us in: {error}", _LOG_IN)
+    return SubmissionRefused(f"{batch.name}: DIRAC refused: {error}")
