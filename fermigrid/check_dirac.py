@@ -18,6 +18,7 @@ from fermigrid.split import chosen_pieces, count_jobs
 SANDBOX_OWN = frozenset(  # names in the job's folder that are DIRAC's
     ("std.out", "std.err", "job.info", "pilot.cfg", "retcode", "DISABLE_WATCHDOG_CPU_WALLCLOCK_CHECK")
 )
+_JOB_OWN = frozenset(("worker.sh", "job.env", "bundle.tar.gz", "gathered", "out", "work"))  # that are the job's
 SANDBOX_BYTES = 100 * 2**20  # the most that DiracX takes as a sandbox
 INPUT_DATA = 500  # DIRAC takes fewer logical file names of one job than these
 
@@ -52,14 +53,29 @@ def find_dirac_misfits(a: Assembled, site: Site) -> Iterator[Problem]:
     if (priority := a.campaign.accounting.priority) and priority not in PRIORITIES:
         text = f"{priority} is no priority of DIRAC (site {site.site!r}): 1 to {PRIORITIES[-1]}, or none"
         yield a.source.problem(("accounting", "priority"), text)
-    if a.bundle and len(a.bundle.data) > SANDBOX_BYTES:
-        text = f"the code is {len(a.bundle.data)} bytes as a bundle, and a sandbox of DIRAC has {SANDBOX_BYTES} at most"
-        yield a.source.problem(("code",), f"{text} (site {site.site!r})")
+    yield from _code(a, site, site.dirac)
     yield from _limits(a, site)
     for name, step in a.campaign.steps.items():
         yield from _resources(a, site, site.dirac, name, step)
         yield from _names(a, site, name, step)
         yield from _lfns(a, site, site.dirac, name, step)
+
+
+def _code(a: Assembled, site: Site, dirac: Dirac) -> Iterator[Problem]:
+    """Code that is too large for a sandbox, or that would take the place of the job's own files."""
+    if a.bundle is None:
+        return
+    if len(a.bundle.data) > SANDBOX_BYTES:
+        text = f"the code is {len(a.bundle.data)} bytes as a bundle, and a sandbox of DIRAC has {SANDBOX_BYTES} at most"
+        yield a.source.problem(("code",), f"{text} (site {site.site!r})")
+    # an archive that a command hands in is unpacked by DIRAC's JobWrapper, over what is there
+    if dirac.transport == "commands" and (
+        taken := sorted({name.partition("/")[0] for name in a.bundle.names} & (SANDBOX_OWN | _JOB_OWN))
+    ):
+        text = (
+            f"{taken[0]} is a name of the job's own, and DIRAC (site {site.site!r}) would put the code's in its place"
+        )
+        yield a.source.problem(("code",), f"{text}: rename it, or put it into a folder")
 
 
 def _limits(a: Assembled, site: Site) -> Iterator[Problem]:
@@ -139,7 +155,7 @@ def _bad_lfn(lfn: str, values: Mapping[str, str], dirac: Dirac, taken: dict[str,
         return str(error)
     if not lfn.startswith(f"LFN:/{dirac.vo}/"):
         return f"{job}: {lfn} is not of the virtual organization: it must begin with LFN:/{dirac.vo}/"
-    if base in SANDBOX_OWN or base in ("worker.sh", "job.env", "bundle.tar.gz", "out", "work"):
+    if base in SANDBOX_OWN | _JOB_OWN:
         return f"{job}: {lfn} would be brought as {base}, which is a name of the job's own"
     if other := taken.get(base):
         return f"{job}: {other} and {lfn} would both be brought as {base}"

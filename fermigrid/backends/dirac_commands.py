@@ -26,7 +26,10 @@ T = TypeVar("T")
 _DOCUMENTS = 5  # of one call: it takes seconds to start
 _IDS = 50  # of one call
 # What DIRAC says of a JDL or of a person. All else may be said of a connection, and leaves it open what happened.
-_REFUSED = re.compile(r"JDL|[Ss]andbox|not authorized|[Uu]nauthorized|not allowed|too large|[Mm]aximum|exceeds")
+_REFUSED = re.compile(
+    r"Invalid job description|validation error|Invalid job JDL|JDL syntax|Sandbox is (?:not valid|too big)|"
+    r"[Uu]nauthorized|not authorized|limited proxy"
+)
 
 
 class Commands:
@@ -77,7 +80,7 @@ class Commands:
             file.write_text("".join(f"{job}\n" for job in ids))
             ran = self._run(words.status_command(file))
         jobs = words.parse_status(ran.output)
-        if not jobs:
+        if not jobs and ran.code:  # of jobs that it does not know it says nothing, and that all is well
             raise Unreachable(words.error_of(ran.output))
         return jobs
 
@@ -151,7 +154,7 @@ def _batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _sent(document: JdlDocument, told: tuple[int, ...] | str | None, silent: str) -> Sent:
     match told:
-        case str(why) if _REFUSED.search(why) and "confirm" not in why:
+        case str(why) if _REFUSED.search(why):
             return Sent(document, refused=why)
         case str(why):
             return Sent(document, doubt=why)

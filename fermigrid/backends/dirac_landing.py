@@ -46,7 +46,7 @@ class Landing:
             time.sleep(wait if trouble else 0)
             if trouble and (trouble := self._look()):
                 continue
-            if not (trouble := self._send() or self._confirm()):
+            if not (trouble := self._clear() or self._send() or self._confirm()):
                 self._kill_copies()
                 return [self.ids[index] for index in range(self.batch.jobs)]
         raise self._doubt(trouble)
@@ -85,6 +85,18 @@ class Landing:
         self.ids[index] = job
         self.copies.discard(job)
         self.unconfirmed[index] = time.monotonic()
+
+    def _clear(self) -> str:
+        """Where what hands jobs in confirms them, too, it may have asked to and died: the server confirms them when it
+        comes to it. So they are killed before others are handed in for them; the trouble with it, if any."""
+        if self.way.confirms or not self.copies:
+            return ""
+        try:
+            self.way.kill(sorted(self.copies))
+        except (Unreachable, Denied) as error:
+            return str(error)
+        self.copies.clear()
+        return ""
 
     def _missing(self) -> Iterator[JdlDocument]:
         for document in documents(self.batch):
@@ -141,11 +153,15 @@ class Landing:
         return ""
 
     def _take_back(self) -> None:
+        """Kill what the server has of the batch: perhaps more than was told so far."""
         try:
-            self.way.kill([*self.ids.values(), *self.copies])
+            if not (trouble := self._look()):
+                self.way.kill([*self.ids.values(), *self.copies])
         except (Unreachable, Denied) as error:
-            text = f"{self.batch.name}: refused in part, and what had landed of it cannot be taken back: {error}"
-            raise SubmissionDoubt(text, _SETTLE) from error
+            trouble = str(error)
+        if trouble:
+            text = f"{self.batch.name}: refused in part, and what had landed of it cannot be taken back: {trouble}"
+            raise SubmissionDoubt(text, _SETTLE)
 
     def _kill_copies(self) -> None:
         """Tidy up: nobody confirms them, so it does not matter whether it can be done."""

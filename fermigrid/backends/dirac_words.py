@@ -14,10 +14,11 @@ from pathlib import Path
 from fermigrid.backends.dirac_states import ServerJob
 
 _SUBMITTED = re.compile(r"^JobID = (\d+|\[[\d, ]*\])\s*$", re.MULTILINE)
-_FAILED = re.compile(r"^ERROR (?P<what>\S+): (?P<why>.*)$", re.MULTILINE)
+_FAILED = re.compile(r"^ERROR (?P<what>\S+): (?P<why>.*?)(?=^ERROR |\Z)", re.MULTILINE | re.DOTALL)
 _STATUS = re.compile(r"^JobID=(\d+) (.*)$", re.MULTILINE)
 _FIELD = re.compile(r"(\w+)=(.*?);(?: |$)")
 _RETRIEVED = re.compile(r"^Job output sandbox retrieved in (.+?)/?\s*$", re.MULTILINE)
+_MOMENT = re.compile(r"datetime\.datetime\(([0-9, ]+)\)")
 _INFO = re.compile(r"^([A-Za-z ]+?)\s*: (.*)$", re.MULTILINE)
 _NO_JOBS = "No jobs selected"
 NO_SANDBOX = ("No Output sandbox", "No output sandbox", "no output sandbox", "is not a final state")
@@ -33,10 +34,15 @@ def parse_submit(output: str, files: Sequence[Path]) -> dict[Path, tuple[int, ..
 
     It prints what it took in the order of the files, and afterwards what it did not take, by name.
     """
-    errors = {match["what"]: match["why"].strip() for match in _FAILED.finditer(output)}
+    errors = _errors(output)
     taken = iter([_ids(match[1]) for match in _SUBMITTED.finditer(output)])
     found: dict[Path, tuple[int, ...] | str] = {file: errors[str(file)] for file in files if str(file) in errors}
     return found | dict(zip((file for file in files if str(file) not in errors), taken, strict=False))
+
+
+def _errors(output: str) -> dict[str, str]:
+    """What was said against each file or job; it comes last, perhaps on several lines."""
+    return {match["what"]: " ".join(match["why"].split())[:300] for match in _FAILED.finditer(output)}
 
 
 def _ids(text: str) -> tuple[int, ...]:
@@ -82,14 +88,15 @@ def attributes_command(ids: Sequence[int]) -> list[str]:
 
 
 def parse_attributes(output: str) -> list[ServerJob]:
-    """The jobs that it tells of, with their names: it prints one Python dictionary after the other."""
+    """The jobs that it tells of, with their names: it prints one Python dictionary after the other, with times as
+    Python writes them (DIRAC 9) or as text; an empty one for a job that is not there."""
     return [_from_attributes(fields) for fields in _dictionaries(output)]
 
 
 def _dictionaries(output: str) -> Iterator[Mapping[str, object]]:
     for text in re.findall(r"^\{.*?\}\s*$", output, re.MULTILINE | re.DOTALL):
         try:
-            fields = ast.literal_eval(text)
+            fields = ast.literal_eval(_MOMENT.sub(r"(\1)", text))
         except (ValueError, SyntaxError):
             continue
         if isinstance(fields, dict) and "JobID" in fields:
@@ -114,12 +121,11 @@ def _from_attributes(fields: Mapping[str, object]) -> ServerJob:
 
 
 def _time(value: object) -> datetime | None:
-    if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
     try:
-        return datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
-    except ValueError:
+        moment = datetime(*value) if isinstance(value, tuple) else datetime.fromisoformat(str(value))
+    except (ValueError, TypeError):
         return None  # "None", which DIRAC prints as a word
+    return moment.replace(tzinfo=UTC)
 
 
 def kill_command(ids: Sequence[int]) -> list[str]:
@@ -140,8 +146,7 @@ def output_command(ids: Sequence[int], folder: Path) -> list[str]:
 def parse_output(output: str) -> tuple[set[int], dict[int, str]]:
     """The jobs whose sandboxes came, and what it said against others."""
     there = {int(name) for path in _RETRIEVED.findall(output) if (name := path.rpartition("/")[2]).isdigit()}
-    failed = {int(found["what"]): found["why"].strip() for found in _FAILED.finditer(output) if found["what"].isdigit()}
-    return there, failed
+    return there, {int(what): why for what, why in _errors(output).items() if what.isdigit()}
 
 
 def data_command(job: int, folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ reserved=222  # DIRAC would begin a job that ends with it again by itself
 
 _begin_dirac() {  # one log; the watchdog told; and is this DIRAC's own container?
     exec 2>&1 4>&1  # the JobWrapper makes two files of the streams, and the order of their lines is lost
-    _log "DIRAC's job ${DIRACJOBID:-unknown} at ${DIRACSITE:-an unnamed site}"
+    _log "DIRAC's job ${JOBID:-unknown} at ${DIRACSITE:-an unnamed site}"
     # It kills jobs that use little of their CPU for half an hour: a long stage-in. The walltime is watched here
     true > DISABLE_WATCHDOG_CPU_WALLCLOCK_CHECK || :
     # What that computing element makes of a node: its script and HOME on /tmp, hardly any variables

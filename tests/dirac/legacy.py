@@ -1,7 +1,7 @@
 """DIRAC's own commands, as a person on a submit machine has them, with the real DiracX server behind them.
 
-DIRAC itself cannot be installed here; these do, and print, what its commands of the same names do and print (DIRAC 8 and 9,
-src/DIRAC/Interfaces/scripts and WorkloadManagementSystem/Client/WMSClient.py). `LEGACY_FAULT` (a file) breaks them: see `fault`.
+DIRAC itself cannot be installed here; these do, and print, what its commands of the same names do and print (DIRAC 9.1.22;
+what they printed is in tests/unit/test_dirac_words.py). `LEGACY_FAULT` (a file) breaks them: see `fault`.
 
     python legacy.py NAME ARGUMENT...
 """
@@ -24,6 +24,10 @@ from typing import Any
 
 import httpx2
 
+NO_SANDBOX = (
+    "No Output sandbox found for job {job}. Possible causes are: the job does not exist, no sandbox was registered or "
+    "you do not have permission to access it."
+)
 URL = os.environ.get("LEGACY_URL", "")
 
 
@@ -84,6 +88,7 @@ def submit(*files: str) -> int:
         try:
             print(f"JobID = {hand_in(Path(file).read_text())}")
         except (ValueError, OSError) as error:
+            print("Job submission failure", error)
             failed.append((file, error))
         sys.stdout.flush()
     for file, why in failed:
@@ -97,7 +102,10 @@ def hand_in(jdl: str) -> list[int]:
     jdl = jdl.replace(sandbox[1], f'{{"{upload(re.findall(chr(34) + "(.*?)" + chr(34), sandbox[1]))}"}}')
     if fault("before"):
         time.sleep(120)
-    ids = [job["JobID"] for job in ask("POST", "/api/jobs/jdl", [jdl])]
+    try:
+        ids = [job["JobID"] for job in ask("POST", "/api/jobs/jdl", [jdl])]
+    except ValueError as error:
+        raise ValueError(f"Invalid job description ( 1501 : {error})") from None
     if fault("unconfirmed"):
         time.sleep(120)
     change(ids, Status="Received", MinorStatus="Job accepted")
@@ -108,8 +116,9 @@ def hand_in(jdl: str) -> list[int]:
 
 def status(option: str, what: str) -> int:
     rows = search(JobGroup=what) if option == "-g" else search(JobID=list(map(int, Path(what).read_text().split())))
-    if not rows:
-        print("Error: No jobs selected for conditions: {}")
+    if not rows and option == "-g":
+        print(f"No jobs selected with date '2026-10-24' for conditions: {{'JobGroup': '{what}'}}")
+        print("Error: No jobs selected")
         return 255
     for row in rows:
         told = {name: row[name] for name in ("Status", "MinorStatus", "ApplicationStatus", "Site")}
@@ -118,14 +127,21 @@ def status(option: str, what: str) -> int:
 
 
 def attributes(*jobs: str) -> int:
-    for row in search(JobID=list(map(int, jobs))):
-        pprint.pprint({name: str(text) for name, text in row.items()})
+    rows = {row["JobID"]: row for row in search(JobID=list(map(int, jobs)))}
+    for job in map(int, jobs):
+        print("=================\n", job)
+        pprint.pprint({name: moment(name, value) for name, value in rows.get(job, {}).items()})
     return 0
+
+
+def moment(name: str, value: Any) -> Any:
+    """DIRAC's table has times, and its command prints them as Python does."""
+    return datetime.fromisoformat(value).replace(tzinfo=None) if value and name.endswith("Time") else value
 
 
 def kill(*jobs: str) -> int:
     change(list(map(int, jobs)), Status="Killed")
-    print(f"Killed jobs {','.join(jobs)}")
+    print(f"Killed jobs {','.join(sorted(jobs, reverse=True))}")
     return 0
 
 
@@ -134,7 +150,8 @@ def output(_: str, folder: str, *jobs: str) -> int:
     for job in jobs:
         names = ask("GET", f"/api/jobs/{job}/sandbox/output")
         if not names or not names[0]:
-            failed.append((job, "No Output sandbox registered"))
+            failed.append((job, NO_SANDBOX.format(job=job)))
+            print(failed[-1][1])
             continue
         place = ask("GET", f"/api/jobs/sandbox?pfn={names[0].replace('|', '%7C')}")
         with tarfile.open(fileobj=io.BytesIO(httpx2.get(place["url"], timeout=60).content)) as tar:

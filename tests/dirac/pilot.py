@@ -106,7 +106,7 @@ class Pilot:
         (place / "job.info").touch()
         for path in (place, *place.rglob("*")):
             os.chown(path, self.uid, self.uid)
-        environment = {"DIRACJOBID": str(job), "DIRACSITE": SITE}
+        environment = {"JOBID": str(job), "DIRACSITE": SITE}
         done = self.run(place, [f"./{program.name}", *arguments], environment)
         (place / value(jdl, "StdOutput")).write_text(done.stdout)
         (place / value(jdl, "StdError")).write_text(done.stderr)

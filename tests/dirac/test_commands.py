@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from fermigrid.backends import RenderedBatch, dirac, dirac_landing
+from fermigrid.backends import RenderedBatch, dirac
 from fermigrid.backends.dirac_book import path_of
-from fermigrid.errors import BackendUnavailable, SecretRefused, SubmissionDoubt
+from fermigrid.errors import BackendUnavailable, SecretRefused, SubmissionRefused
 from fermigrid.states import Seen
-from tests.campaigns import python
-from tests.dirac.batches import Watch, ids_of, once, write_batch
+from tests.campaigns import fermigrid, python, write
+from tests.dirac import proxy
+from tests.dirac.batches import CAMPAIGN, SITE, Watch, ids_of, once, write_batch
 from tests.dirac.legacy import COMMANDS
 from tests.dirac.pilot import hand_back
+from tests.dirac.proxy import CONFIRM, between, on
 from tests.dirac.server import Server
 from tests.dirac.test_faults import SUBMITTER
 from tests.dirac.test_follow import RUN, archive, report_of
@@ -101,6 +103,25 @@ def test_a_command_that_hangs_is_ended_and_its_jobs_are_there_once(
     once(server, batch)
 
 
+def test_a_confirmation_that_arrives_after_all(
+    server: Server, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that sent it was ended, and the jobs are handed in anew; only then the server hears of it."""
+    with between(server.port, on(CONFIRM, 1, what=proxy.LATE), late_s=10) as network:
+        monkeypatch.setenv("LEGACY_URL", network.url)
+        batch = legacy_batch(tmp_path, 3, timeout_s=5)
+        began = time.monotonic()
+        dirac.submit(batch)
+        first = server.jobs(batch.batch_id)[0]["JobID"]
+        assert first not in ids_of(batch)
+        while "Received" not in dict(server.history(first)):
+            assert time.monotonic() < began + 40, "the late request never arrived"
+            time.sleep(0.1)
+        once(server, batch)
+    # whenever it comes: what it would confirm was gone before anything was handed in anew
+    assert dict(server.history(first))["Killed"] < dict(server.history(ids_of(batch)[0]))["Submitting"]
+
+
 def running(fault: Path) -> list[str]:
     """The commands that run for this test, by their environment."""
     found = []
@@ -134,12 +155,20 @@ def test_a_command_ends_with_fermigrid(server: Server, commands: Path, tmp_path:
     once(server, batch)
 
 
-def test_what_dirac_refuses(server: Server, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dirac_landing, "_ROUNDS", 1)
+def test_what_dirac_refuses(server: Server, commands: Path, tmp_path: Path) -> None:
+    """The second document landed with the same command, and was confirmed: it is taken back."""
     batch = legacy_batch(tmp_path, 25, chunk=21)
-    with pytest.raises((SubmissionDoubt, BackendUnavailable), match="cannot submit more than 20"):
+    with pytest.raises(SubmissionRefused, match="cannot submit more than 20"):
         dirac.submit(batch)
-    assert server.confirmed(batch.batch_id).total() in (0, 4)
+    assert [job["Status"] for job in server.jobs(batch.batch_id)] == ["Killed"] * 4
+
+
+def test_jobs_that_dirac_has_forgotten_are_lost_and_not_failed(server: Server, commands: Path, tmp_path: Path) -> None:
+    """Its command says nothing of them, and that all is well."""
+    watch = Watch(dirac.submit(legacy_batch(tmp_path, 2)))
+    server.forget(ids_of(watch.handles[0].batch))
+    assert [(one.index, one.seen) for one in watch.look()] == [(0, Seen.LOST), (1, Seen.LOST)]
+    assert watch.problems == []
 
 
 @pytest.mark.parametrize(
@@ -172,6 +201,22 @@ def test_outputs_on_storage_elements(server: Server, commands: Path, tmp_path: P
     assert [path.name for path in batch.work_dir.glob("*/out/*")] == ["go.0000.0.x"]
     (tmp_path / "data" / str(ids[1]) / "broken").rename(tmp_path / "data" / str(ids[1]) / "go.0001.0.x")
     assert {one.index for one in watch.look()} == {1}
+
+
+def test_a_campaign_by_the_commands(server: Server, commands: Path, tmp_path: Path) -> None:
+    """The whole command line, where DIRAC's own commands are all that there is."""
+    write(tmp_path, CAMPAIGN.format(jobs=25))
+    (tmp_path / "sites").mkdir()
+    site = SITE.replace("  transport: diracx\n  url: {url}\n", "  transport: commands\n").format()
+    (tmp_path / "sites/grid.yaml").write_text(site)
+    place = ("--site", "grid", "--sites", "sites")
+    code, out, said = fermigrid("submit", "campaign.yaml", *place, "--run-dir", "run", cwd=tmp_path)
+    assert (code, server.may_run()) == (0, 25), (out, said)
+    _, out, _ = fermigrid("why", "run", "go.0024", cwd=tmp_path)
+    assert " at DIRAC: Received, Job accepted since 20" in out
+    code, _, said = fermigrid("remove", "run", cwd=tmp_path)
+    assert (code, server.may_run()) == (0, 0), said
+    assert "25 removed" in fermigrid("status", "run", cwd=tmp_path)[1]
 
 
 def test_without_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

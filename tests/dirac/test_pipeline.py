@@ -17,11 +17,15 @@ import pytest
 from tests.dirac.pilot import Pilot
 from tests.dirac.server import Server
 from tests.message_servers import Box, smtp
+from tests.pool import test_pipeline as pool_pipeline
 from tests.pool.product import UID, Product
-from tests.pool.test_pipeline import HOSTILE
 
 pytestmark = [pytest.mark.dirac, pytest.mark.pool]
 
+HOSTILE = {
+    **pool_pipeline.HOSTILE,
+    "PIPELINE_F": '[a; b] {c, d} %n %j %(row)s 007 // # "x" = $(fg_jobs) $(fg_rows);\n]',
+}
 PATTERN = re.compile(r'Your job (\d+) \("([^"]+)"\) has been submitted')  # the job control's own, for DIRAC
 LIMIT_S = 120.0
 SCRIPT = """\

@@ -439,6 +439,26 @@ def test_a_campaign_that_dirac_cannot_take_is_refused(tmp_path: Path, old: str, 
     assert len(found) == 1 and said in found[0] and found[0].startswith("campaign.yaml:"), found
 
 
+@pytest.mark.parametrize(("name", "refused"), [("job.env", True), ("out/x.txt", True), ("mine/job.env", False)])
+def test_code_that_dirac_would_unpack_over_the_jobs_files_is_refused(tmp_path: Path, name: str, refused: bool) -> None:
+    """Its JobWrapper unpacks an archive that a command handed in; what DiracX keeps as a sandbox it does not."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("words\n")
+    text = SMALL.replace("image: light\n", f"image: light\ncode: [{name.partition('/')[0]}]\n")
+    for transport, problem in (("commands", refused), ("diracx", False)):
+        own = tmp_path / transport
+        own.mkdir()
+        (own / "grid.yaml").write_text(
+            "site: grid\ntitle: t\ncontact: c\nmanual: m\nbackend: dirac\ncontainer: {launch: worker}\noutput: {kind: transfer}\n"
+            f"dirac: {{transport: {transport}, vo: glast.org, group: glast_user"
+            + (", url: 'https://diracx.example.org'}\n" if transport == "diracx" else "}\n")
+        )
+        found = complaints(tmp_path, text, site="grid", own=[own])
+        assert bool(found) == problem, found
+        if problem:
+            assert f"code: {name.partition('/')[0]} is a name of the job's own" in found[0]
+
+
 def test_a_name_that_dirac_would_cut_is_refused(tmp_path: Path) -> None:
     step, run = "s" * 60, "r" * 60
     text = (

@@ -131,6 +131,10 @@ def test_dirac_has_started_the_right_image(pilot: Pilot, tmp_path: Path) -> None
     assert not {"PYTHONPATH", "DIRAC", "DIRACOS", "DIRACSYSCONFIG", "X509_CERT_DIR", "SECRET"} & {*shown}
     assert not any("dirac" in value for value in shown.values())  # LD_LIBRARY_PATH is the image's own
     assert shown["X509_USER_PROXY"] not in ("", "/tmp/proxy")  # a private copy
+    built = pilot.command()  # by DIRAC's own code
+    assert built[:4] == ["apptainer", "exec", "--contain", "--ipc"]
+    assert built[6:9] == ["--home", "/tmp", "--userns"]
+    assert built[-2:] == [CVMFS, "/tmp/dirac_container.sh"]
 
 
 def test_an_image_without_a_marker_is_known_by_its_path(pilot: Pilot) -> None:
