@@ -138,7 +138,7 @@ def away(pool: Pool, product: Product, gone: float, seconds: int = 6) -> None:
         while time.monotonic() < end or not told:
             product.run("watch", "run", "--once", code=None, timeout=60)
             told = 'kind="silence"} 1' in metrics.read_text()
-            assert f"{RUNS} jobs" in product.run("status", "run", timeout=60).stdout
+            assert f"{2 * RUNS} jobs" in product.run("status", "run", timeout=60).stdout
             time.sleep(0.5)
     product.run("watch", "run", timeout=150)
     assert 'kind="silence"} 1' not in metrics.read_text()
