@@ -58,9 +58,10 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(autouse=True)
-def own_slots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_slots(request: pytest.FixtureRequest, own_state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The local backend's slots are those of a user on a machine, in the folder for temporary files. Jobs that another
-    test left, or another checkout's tests have, must not take them."""
+    test left, or another checkout's tests have, must not take them. (`own_state` has made pytest's own folder before.)"""
+    del own_state
     if not any(request.path.is_relative_to(part) for part in WITH_LOCAL_JOBS):
         yield
         return
