@@ -40,15 +40,20 @@ def trial_failures(f: Following) -> list[JobRecord]:
     return [job for state in states for job in f.ledger.jobs_in(state) if job.batch in ours]
 
 
-def output_by_site(f: Following, measured: list[Measured]) -> dict[str, float]:
-    """Bytes that the rest is expected to publish, by site."""
+def shares_of_sites(f: Following) -> dict[str, float]:
+    """What each site gets of the rest: 0 to 1."""
     a, found = f.assembled, dict[str, float]()
-    total = sum(one.rest_output for one in measured)
     parts = list(parts_of(a.campaign, a.runs, a.trial))[1:]
     weights = [sum(run.events if run.events is not None else 1 for run in part) for part in parts]
     for site, weight in zip(sites_of_blocks(a, f.site, begun_blocks(f.ledger))[1:], weights, strict=True):
-        found[site] = found.get(site, 0.0) + total * weight / (sum(weights) or 1)
+        found[site] = found.get(site, 0.0) + weight / (sum(weights) or 1)
     return found
+
+
+def output_by_site(f: Following, measured: list[Measured]) -> dict[str, float]:
+    """Bytes that the rest is expected to publish, by site."""
+    total = sum(one.rest_output for one in measured)
+    return {site: total * share for site, share in shares_of_sites(f).items()}
 
 
 def _batches(f: Following) -> list[BatchRecord]:

@@ -112,7 +112,8 @@ def plan_retry(
     _withdraw(f, after)
     dependants = list(jobs_of_places(f.ledger, f.folder, f.assembled, after))
     known = {(job.batch, job.index) for job in dependants}
-    stale = {_run(f, job, batches[job.batch].step) for job in dependants}
+    outputs = OldOutputs(f.ledger, f.folder, f.assembled, 0)
+    stale = {_run(f, job, batches[job.batch].step) for job in dependants if any(outputs.of(job))}
     whole = {(step, run) for step, run in after if run in stale}
     every = [*(job for job in mine if (job.batch, job.index) not in known), *dependants]
     now = f.ledger.overrides()
@@ -299,9 +300,9 @@ def _known_settings(f: Following, settings: Mapping[str, str], steps: Sequence[s
         if name not in known
     ]
     used = {name for step in steps for text in _texts(campaign, campaign.steps[step]) for name in _names_in(text)}
-    for name in sorted(set(settings) & set(campaign.parameters) - used):
+    for name in sorted(set(settings) & set(known) - used):
         what = f"--set {name}: nothing of {', '.join(steps)} says {{{name}}}, so it would change nothing"
-        problems.append(source.problem(("parameters", name), what))
+        problems.append(source.problem(("version",) if name == "version" else ("parameters", name), what))
     try:
         check_version(settings.get("version", ""))
     except ValueError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from fermigrid.campaign import Campaign
 from fermigrid.plan import Assembled
+from fermigrid.rates import Scope
 from fermigrid.runs import Run
 from fermigrid.units import exact_bytes, exact_seconds, show_bytes, show_count, show_seconds
 
@@ -161,26 +162,36 @@ def _exact(name: str, value: int) -> str:
     return exact_seconds(value) if name == "walltime" else exact_bytes(value)
 
 
-def total_in_words(campaign: Campaign, measured: Sequence[Measured], runs: int) -> Iterator[str]:
-    """What the rest will take, all in all."""
+def total_in_words(
+    campaign: Campaign, measured: Sequence[Measured], runs: int, scopes: Sequence[Scope], shares: Mapping[str, float]
+) -> Iterator[str]:
+    """What the rest will take, all in all. `scopes`: the limits that hold; `shares`: what of it each site gets."""
     if not runs:
         yield "nothing is left: the trial was the whole campaign"
         return
-    wall = sum(one.rest_wall for one in measured)
     cores = sum(one.rest_wall * campaign.steps[one.step].resources.cpus for one in measured)
     output = sum(one.rest_output for one in measured)
     yield f"the other {runs} runs: {cores / 3600:,.1f} core hours, {show_bytes(round(output))} of output"
-    limits, jobs = campaign.limits, sum(one.rest_jobs for one in measured)
-    takes = {}
-    if limits.running:
-        takes[f"{limits.running} jobs at a time"] = wall / limits.running
-    if limits.starts:
-        takes[f"{show_count(limits.starts, 'start')} a minute"] = jobs / limits.starts * 60
+    takes = [pair for scope in scopes for pair in _takes(scope, measured, shares)]
     if takes:
-        yield f"with {' and '.join(takes)}: {show_seconds(max(takes.values()))}"
+        seconds, limit = max(takes, key=lambda pair: pair[0])
+        yield f"with {limit}: {show_seconds(seconds)}"
     missing = sorted(set(campaign.steps) - {one.step for one in measured})
     if missing:
         yield f"no job of {', '.join(missing)} is good: it is not in these figures"
+
+
+def _takes(scope: Scope, measured: Sequence[Measured], shares: Mapping[str, float]) -> Iterator[tuple[float, str]]:
+    """How long a limit alone makes the rest last (s), with its words."""
+    share = 1.0 if scope.site is None else shares.get(scope.site, 0.0)
+    ours = [one for one in measured if scope.step in (None, one.step)]
+    what, where = f" of {scope.step}" if scope.step else "", f" at {scope.site}" if scope.site else ""
+    if scope.running is not None:
+        wall = sum(one.rest_wall for one in ours) * share
+        yield wall / scope.running, f"{show_count(scope.running, 'job')}{what} at a time{where}"
+    if scope.starts is not None:
+        jobs = sum(one.rest_jobs for one in ours) * share
+        yield jobs / scope.starts * 60, f"{show_count(scope.starts, 'start')}{what} a minute{where}"
 
 
 def adjusted_by(measured: Sequence[Measured]) -> dict[tuple[str, str], int]:

@@ -32,7 +32,8 @@ def show_trial(f: Following, as_json: bool = False) -> int:
     from fermigrid.commands.tables import print_json, print_table
     from fermigrid.errors import NotFound
     from fermigrid.gate import TRIAL, is_halted
-    from fermigrid.measure import has_trial_ended, measure_trial, output_by_site, trial_failures
+    from fermigrid.measure import has_trial_ended, measure_trial, output_by_site, shares_of_sites, trial_failures
+    from fermigrid.rates import scopes_of
     from fermigrid.trial import suggestions, table_of, total_in_words
     from fermigrid.units import show_bytes
 
@@ -53,7 +54,8 @@ def show_trial(f: Following, as_json: bool = False) -> int:
         print_table(["failed", "host", "code", "reason"], [[j.name, j.host, j.code, j.reason] for j in failed])
     for line in suggestions(a.campaign, measured):
         click.echo(f"suggested for {line}")
-    for line in total_in_words(a.campaign, measured, rest):
+    scopes = scopes_of(a.campaign.limits, a.sites)
+    for line in total_in_words(a.campaign, measured, rest, scopes, shares_of_sites(f)):
         click.echo(line)
     for site, count in output_by_site(f, measured).items():
         quota = f.ledger.adjusted().get((site, "quota"), a.sites[site].output.quota)

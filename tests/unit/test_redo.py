@@ -219,6 +219,21 @@ def test_a_merge_that_was_made_without_a_piece_is_made_again_with_it(tmp_path: P
         assert len(files) == 6
 
 
+@pytest.mark.parametrize(("bad", "version"), [([], "401"), (["merge.r1"], "400")])
+def test_a_new_version_only_where_an_output_is_superseded(
+    tmp_path: Path, system: Memory, bad: list[str], version: str
+) -> None:
+    text = VERSIONED.replace("after: [clump]", "after: {clump: done}")
+    with campaign(tmp_path, text, TABLE) as f:
+        end_all(f, system, "clump.r1.c001", *bad)
+        go_again(f, plan_retry(f, (), (), ()))
+        end_all(f, system)
+        assert accepted(f)["merge.r1"] == "two.b0000.merge.g1"
+        files = published(f)
+        assert files[f"r1_v{version}.fit"] == "two.b0000.merge.g1 merge.r1"
+        assert ("retired/1/r1_v400.fit" in files) == (version == "401")
+
+
 def test_a_job_that_nobody_knows_is_retried_by_name_only_and_never_counts_again(tmp_path: Path, system: Memory) -> None:
     with campaign(tmp_path, CHAIN, TABLE) as f:
         watch_once(f)
@@ -348,7 +363,7 @@ def test_old_jobs_that_cannot_be_removed_yet_are_removed_when_they_come(
 
 
 def test_a_batch_in_doubt_is_withdrawn_before_its_runs_are_rolled_back(tmp_path: Path, system: Memory) -> None:
-    with campaign(tmp_path, CHAIN, TABLE) as f:
+    with campaign(tmp_path, VERSIONED, TABLE) as f:
         system.answer = "silent"
         with pytest.raises(BackendUnavailable):
             send(f)
@@ -363,6 +378,13 @@ def test_a_batch_in_doubt_is_withdrawn_before_its_runs_are_rolled_back(tmp_path:
         ]  # fmt: skip
         end_all(f, system)
         assert len(accepted(f)) == 5
+
+
+def test_a_version_that_nothing_says_is_refused(tmp_path: Path, system: Memory) -> None:
+    with campaign(tmp_path, PARAMETERS + CHAIN, TABLE) as f:
+        end_all(f, system)
+        with pytest.raises(ConfigError, match=re.escape("nothing of merge says {version}, so it would change nothing")):
+            plan_rollback(f, ["r1"], "merge", {"version": "401"})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fermigrid.advance import blocks_of, parts_of
+from fermigrid.rates import Scope, scopes_of
 from fermigrid.runs import Run
 from fermigrid.trial import Usage, adjusted_by, as_adjusted, choose_runs, measure, suggestions, total_in_words
 from tests.campaigns import TWO_STEPS, assemble
@@ -57,18 +58,27 @@ def test_what_it_makes_of_the_rest(tmp_path: Path) -> None:
     assert (one.rest_wall, one.rest_output) == (4000, 30000)
     (line,) = suggestions(campaign, [one])
     assert line == "clump: disk 5 GiB (4 GiB now), memory 1408 MiB (2 GiB now), walltime 10 min (4 h now)"
-    assert list(total_in_words(campaign, [one], 8)) == [
+    rest, shares = [one], {"slac": 0.75, "lyon": 0.25}
+    assert list(total_in_words(campaign, rest, 8, scopes_of(campaign.limits, {}), shares)) == [
         "the other 8 runs: 1.1 core hours, 29.3 KiB of output",
         "with 10 jobs at a time: 6 min 40 s",
         "no job of merge is good: it is not in these figures",
     ]
     assert adjusted_by([one])["clump", "disk"] == 5 * GIB
-    slow = campaign.model_copy(update={"limits": campaign.limits.model_copy(update={"starts": 1})})
-    assert list(total_in_words(slow, [one], 8))[1] == "with 10 jobs at a time and 1 start a minute: 20 min", "20 jobs"
+    for limit, words in (
+        (Scope("", starts=1), "with 1 start a minute: 20 min"),  # 20 jobs
+        (Scope("", step="clump", running=4), "with 4 jobs of clump at a time: 16 min 40 s"),
+        (Scope("", step="merge", running=1), "with 10 jobs at a time: 6 min 40 s"),
+        (Scope("", site="slac", running=3), "with 3 jobs at a time at slac: 16 min 40 s"),
+        (Scope("", site="lyon", starts=1, running=1), "with 1 job at a time at lyon: 16 min 40 s"),
+        (Scope("", site="elsewhere", running=1), "with 10 jobs at a time: 6 min 40 s"),
+    ):
+        scopes = [*scopes_of(campaign.limits, {}), limit]
+        assert list(total_in_words(campaign, rest, 8, scopes, shares))[1] == words
     taken = as_adjusted(assemble(tmp_path, TWO_STEPS, TABLE), (), adjusted_by([one])).campaign
     assert list(suggestions(taken, [one])) == ["clump: what it asks for now"]
 
 
 def test_a_trial_of_everything_leaves_nothing(tmp_path: Path) -> None:
     campaign = assemble(tmp_path, TWO_STEPS, TABLE).campaign
-    assert list(total_in_words(campaign, [], 0)) == ["nothing is left: the trial was the whole campaign"]
+    assert list(total_in_words(campaign, [], 0, [], {})) == ["nothing is left: the trial was the whole campaign"]
