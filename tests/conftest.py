@@ -18,16 +18,17 @@ WITHOUT_ENGINES = (HERE / "unit", HERE / "golden", HERE / "test_layers.py")  # P
 
 
 def pytest_configure() -> None:
-    """A test run in the background (`make test &`) inherits INT and QUIT ignored, and so would everything it starts.
-    An example takes as long as it takes: the machine may have other work."""
+    """A test run in the background (`make test &`, `nohup`) inherits INT, QUIT or HUP ignored, and so would everything
+    that it starts. An example takes as long as it takes: the machine may have other work."""
     from hypothesis import settings
 
     settings.register_profile("fermigrid", deadline=None)
     settings.load_profile("fermigrid")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
