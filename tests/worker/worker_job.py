@@ -91,7 +91,7 @@ class Job:
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
         bundle = self.scratch / "bundle.tar.gz"
-        subprocess.run(["tar", "-czf", bundle, "-C", folder, *self.code], check=True)
+        subprocess.run(["tar", "--mtime=@0", "-czf", bundle, "-C", folder, *self.code], check=True)
         subprocess.run(["rm", "-r", folder], check=True)
         return [("code", "bundle.tar.gz"), ("code.sha256", hashlib.sha256(bundle.read_bytes()).hexdigest())]
 
