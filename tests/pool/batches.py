@@ -120,7 +120,7 @@ def states(handle: Handle, index: int = 0) -> list[Seen]:
     return [one.seen for one in events(handle) if one.index == index]
 
 
-def wait_for(what: Callable[[], Any], told: str, limit: float = 60) -> Any:
+def wait_for(what: Callable[[], Any], told: str, limit: float = 120) -> Any:
     """The first true value of `what`, asked ten times a second; fails after `limit` s."""
     end = time.monotonic() + limit
     while not (value := what()):
@@ -129,7 +129,7 @@ def wait_for(what: Callable[[], Any], told: str, limit: float = 60) -> Any:
     return value
 
 
-def wait_until_seen(handle: Handle, seen: Seen, times: int = 1, limit: float = 60) -> list[JobSeen]:
+def wait_until_seen(handle: Handle, seen: Seen, times: int = 1, limit: float = 120) -> list[JobSeen]:
     """All events once `seen` was seen so many times (of any jobs)."""
 
     def enough() -> list[JobSeen]:
