@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fermigrid.advance import parts_of
 from fermigrid.campaign import Step
 from fermigrid.config import Key, Source
 from fermigrid.dirac_site import Dirac
@@ -54,7 +55,7 @@ def find_dirac_misfits(a: Assembled, site: Site) -> Iterator[Problem]:
         text = f"{priority} is no priority of DIRAC (site {site.site!r}): 1 to {PRIORITIES[-1]}, or none"
         yield a.source.problem(("accounting", "priority"), text)
     yield from _code(a, site, site.dirac)
-    yield from _limits(a, site)
+    yield from (a.source.problem(("block",), text) for text in limits_too_small(a, site))
     for name, step in a.campaign.steps.items():
         yield from _resources(a, site, site.dirac, name, step)
         yield from _names(a, site, name, step)
@@ -78,16 +79,16 @@ def _code(a: Assembled, site: Site, dirac: Dirac) -> Iterator[Problem]:
         yield a.source.problem(("code",), f"{text}: rename it, or put it into a folder")
 
 
-def _limits(a: Assembled, site: Site) -> Iterator[Problem]:
-    """Limits that no batch is small enough for: DIRAC is given all jobs of a batch together."""
-    scopes, runs = scopes_of(a.campaign.limits, {site.site: site}), a.runs[: a.campaign.block]
+def limits_too_small(a: Assembled, site: Site) -> Iterator[str]:
+    """The limits that a batch at a site of DIRAC is too large for, in words: it is given all jobs of one together."""
+    scopes = [scope for scope in scopes_of(a.campaign.limits, {site.site: site}) if scope.running is not None]
+    parts = list(parts_of(a.campaign, a.runs, a.trial)) if scopes else []
     for name, step in a.campaign.steps.items():
-        jobs = count_jobs(step, runs)
+        jobs = max((count_jobs(step, part) for part in parts), default=0)
         for scope in scopes:
             if scope.has(Spot(name, site.site)) and scope.running is not None and scope.running < jobs:
                 why = f"step {name} has {jobs} jobs in a block, and DIRAC (site {site.site!r}) is given them together"
-                text = f"{scope.key}.running is {scope.running}; {why}: fewer runs in a block, or a higher limit"
-                yield a.source.problem(("block",), text)
+                yield f"{scope.key}.running is {scope.running}; {why}: fewer runs in a block, or a higher limit"
 
 
 def _only_of_dirac(a: Assembled, site: Site) -> Iterator[Problem]:

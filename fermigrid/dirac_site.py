@@ -52,7 +52,8 @@ class Dirac(Model):
     in DIRAC's units; `max_cpu_time`: the most that the server takes. `memory`: the attribute by which memory is asked
     for (`MinRAM`: MiB, `RAM`: GiB). `chunk`: jobs of one document. `output_se`, `output_path`: where DIRAC puts outputs
     that come back (`output: {kind: transfer}`), instead of into the output sandbox. `credentials`: the file with the
-    tokens or the proxy. `flights`: requests under way at once.
+    tokens or the proxy. `flights`: requests under way at once. `transfer`: how long one of DIRAC's commands may take to
+    bring sandboxes or output data.
     """
 
     transport: Literal["diracx", "commands"] = "diracx"
@@ -72,6 +73,7 @@ class Dirac(Model):
     output_path: Annotated[str, AfterValidator(_folder)] | None = None
     credentials: BindPath | None = None
     timeout: Seconds = 60
+    transfer: Seconds = 600
     settle: Seconds = 10
     flights: Annotated[int, Field(ge=1, le=32)] = 4
 
@@ -88,6 +90,9 @@ class Dirac(Model):
                 raise Clash("output_se", "transport", why)
             if self.chunk > SERVER_CHUNK:
                 raise Clash("chunk", "transport", f"a DiracX server takes {SERVER_CHUNK} jobs at a time")
+        elif self.credentials is not None:
+            why = "transport: commands uses the proxy that DIRAC's own commands find (X509_USER_PROXY)"
+            raise Clash("credentials", "transport", why)
         elif self.url is not None:
             why = "transport: commands asks the servers of DIRAC's own configuration, and has no url"
             raise Clash("url", "transport", why)

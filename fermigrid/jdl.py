@@ -68,7 +68,7 @@ def with_sandbox(document: JdlDocument, entries: Sequence[str]) -> str:
 
 def names_of(batch: RenderedBatch) -> list[str]:
     """The names of the batch's jobs, in the order of their indices. Raises RunFolderError."""
-    return [name for name, _, _ in _items(batch.plan_dir)]
+    return [name for name, _, _ in items_of(batch.plan_dir)]
 
 
 def documents(batch: RenderedBatch) -> Iterator[JdlDocument]:
@@ -84,7 +84,7 @@ def documents(batch: RenderedBatch) -> Iterator[JdlDocument]:
     most = int(str(batch.options.get("chunk") or CHUNK))
     shared = tuple(plan / name for name in _shared(plan))
     first = 0
-    for shard, items in itertools.groupby(_items(plan), key=lambda item: item[1]):
+    for shard, items in itertools.groupby(items_of(plan), key=lambda item: item[1]):
         tame(shard, "shard")
         of_shard, rows = form.replace("$(fg_shard)", shard), _read(plan, f"shards/{shard}")
         lfns = _lfns(rows) if "$(fg_lfns)" in form else None
@@ -149,7 +149,7 @@ def _fill(form: str, items: Sequence[tuple[str, str, int]], lfns: Sequence[str] 
     return text
 
 
-def _items(plan: Path) -> Iterator[tuple[str, str, int]]:
+def items_of(plan: Path) -> Iterator[tuple[str, str, int]]:
     """(job, shard, row) of each job. Raises RunFolderError."""
     for number, line in enumerate(_read(plan, "items.txt").splitlines(), 1):
         try:

@@ -49,6 +49,8 @@ PACE_KEPT = timedelta(days=2)
 STARTS_KEPT_S = 600
 _PAGE = 2000  # rows that are read at once of what may be millions
 
+_STATES = {str(state): state for state in State}  # a million rows: an enumeration takes its time
+
 
 class Ledger:
     """A campaign's ledger, open. Use `open_ledger` and `create_ledger`."""
@@ -294,7 +296,7 @@ class Ledger:
         """The names and states of the same jobs."""
         others = ", ".join(f"'{state}'" for state in State if state is not State.DONE)
         where = f"INDEXED BY job_state WHERE batch = ? AND state IN ({others}) AND retired IS NULL"
-        return [(name, State(state)) for name, state in self._rows(f"SELECT name, state FROM job {where}", (batch,))]
+        return [(name, _STATES[state]) for name, state in self._rows(f"SELECT name, state FROM job {where}", (batch,))]
 
     def jobs_of(self, batch: str) -> list[JobRecord]:
         """The jobs of a batch that have a row, retired ones too."""
@@ -303,7 +305,7 @@ class Ledger:
     def _jobs(self, where: str, values: Sequence[object]) -> list[JobRecord]:
         columns = "batch, idx, name, state, since, starts, host, reason, code, retired, successor"
         rows = self._rows(f"SELECT {columns} FROM job {where}", values)
-        return [JobRecord(r[0], r[1], r[2], State(r[3]), *r[4:]) for r in rows]
+        return [JobRecord(r[0], r[1], r[2], _STATES[r[3]], *r[4:]) for r in rows]
 
     def counts(self) -> dict[str, dict[State, int]]:
         """Batch id -> state -> number of jobs that count; those without a row are not in it.

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fermigrid.assemble import assemble_kept
 from fermigrid.config import Place
 from fermigrid.dirac_site import NAME as DIRAC_SITE
 from fermigrid.errors import NotFound, SubmissionRefused
@@ -77,13 +76,12 @@ def in_force(f: Following) -> list[InForce]:
     """Everything that can be set, as it is now, and where that comes from."""
     settings = SettingsBook(f.ledger).settings()
     a = as_set(f.assembled, {key: setting.value for key, setting in settings.items()})
-    kept = assemble_kept(f.folder, f.ledger.campaign()) if f.folder.archive is None else f.assembled
-    found = []
+    source_of, found = a.source, []
     for key in keys_of(a):
         value, source = value_of(a, key), "built in"
         keys: tuple[str | int, ...] = ("accounting", key) if key == "priority" else tuple(_split(key))
-        if keys in kept.source.places:
-            source = str(kept.source.place(keys))
+        if keys in source_of.places:
+            source = str(source_of.place(keys))
         drain = settings.get(f"drain.{key.partition('.')[2]}") if key.startswith("sites.") else None
         if setting := drain or settings.get(key):
             source = f"set by {setting.who}, {setting.since}"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEPT = timedelta(days=1)  # ends on nodes, before the last of them
 _SAMPLE = 500
+_UNJUDGED = "INDEXED BY job_unruled WHERE ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL"
 _ENDED = " AND state <> 'held'"
 
 
@@ -44,14 +45,13 @@ class RetryBook:
 
     def unjudged(self, held: bool = True) -> list[JobRecord]:
         """The jobs that count, ended badly or are `held`, and of which it was not decided yet what becomes of them."""
-        where = "INDEXED BY job_unruled WHERE ruled = 0 AND state IN ('failed', 'removed', 'held') AND retired IS NULL"
-        return self._ledger.select_jobs(f"{where}{'' if held else _ENDED} ORDER BY batch, idx")
+        return self._ledger.select_jobs(f"{_UNJUDGED}{'' if held else _ENDED} ORDER BY batch, idx")
 
     def undecided(self) -> dict[str, set[str]]:
         """The names of those that ended, by batch."""
         found = defaultdict[str, set[str]](set)
-        for job in self.unjudged(held=False):
-            found[job.batch].add(job.name)
+        for batch, name in self._ledger.select(f"SELECT batch, name FROM job {_UNJUDGED}{_ENDED}"):
+            found[batch].add(name)
         return found
 
     def judged(self, jobs: Iterable[JobRecord], tries: Iterable[str] = ()) -> None:

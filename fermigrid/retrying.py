@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -79,10 +80,15 @@ def coming_back(f: Following) -> list[Again]:
     book, found = RetryBook(f.ledger), list[Again]()
     jobs = book.unjudged(held=False)
     tries = book.tries([job.name for job in jobs])
-    batches = {batch.id: batch for batch in f.ledger.batches()} if jobs else {}
+    sites = {batch.id: batch.site for batch in f.ledger.batches()} if jobs else {}
+
+    @cache  # thousands of jobs have few ends
+    def rule_of(site: str, end: End) -> Rule | None:
+        return find_rule(rules_of(f.assembled.campaign, f.assembled.sites[site]), end)
+
     for job in jobs:
         end = _end_of(f, job)
-        rule = end and find_rule(rules_of(f.assembled.campaign, f.assembled.sites[batches[job.batch].site]), end)
+        rule = end and rule_of(sites[job.batch], end)
         if end and rule and rule.do.again and tries.get(job.name, 0) < f.assembled.campaign.retries.max:
             since = datetime.fromisoformat(job.since) if job.since else f.hand.now()
             found.append(Again(job, since + timedelta(seconds=rule.wait_s if rule.do is Do.WAIT else 0), end.words))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fermigrid import backends
 from fermigrid.advance import Work
 from fermigrid.backends import WHOLE, Allowed, Handle
+from fermigrid.check_dirac import limits_too_small
 from fermigrid.errors import BackendUnavailable, SubmissionRefused
 from fermigrid.gate import BREAKER, is_halted
 from fermigrid.plan import Assembled
@@ -198,6 +199,9 @@ def out_of_reach(f: Following) -> list[str]:
     if fixed:
         why = "all their jobs were put into the queue at once when there was no limit"
         said.append(f"limits do not reach {_names(fixed)}: {why}")
+    for site in f.assembled.sites.values():
+        if site.backend in WHOLE:
+            said += limits_too_small(f.assembled, site)
     if drained := [b for b in whole if b.left > b.running and b.record.site in f.assembled.drained]:
         count = show_count(sum(b.left - b.running for b in drained), "job")
         said.append(f"{count} of {_names(drained)} may still start: DIRAC has them. `fermigrid remove` takes them out")

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from fermigrid.backends import Allowed, Cursor, Handle, Indices, JobSeen, Observation, RenderedBatch
-from fermigrid.backends.dirac_book import Book, locked, make_book, open_book
+from fermigrid.backends.dirac_book import Book, locked, make_book, note_killed, open_book, that_count
 from fermigrid.backends.dirac_commands import Commands
-from fermigrid.backends.dirac_follow import Asked, ask_server, how_it_stands, make_anew
+from fermigrid.backends.dirac_follow import Asked, ask_server, how_it_stands, make_anew, server_of
 from fermigrid.backends.dirac_http import Http
 from fermigrid.backends.dirac_landing import Landing, by_name, refuse_twins, spoken
 from fermigrid.backends.dirac_states import MEANINGS, ServerJob, Stage, choose
 from fermigrid.backends.dirac_transport import Transport
-from fermigrid.errors import BackendUnavailable, FermigridError, NotFound, SubmissionRefused
+from fermigrid.errors import BackendUnavailable, FermigridError, NotFound, RunFolderError, SubmissionRefused
 from fermigrid.jdl import names_of
 
 _READ_LIMIT = 4 << 20  # bytes of events in one call of `observe`
@@ -48,7 +48,7 @@ def find(batch: RenderedBatch) -> Handle | None:
     several jobs of one name run.
     """
     way = _way(batch.options)
-    found = by_name(spoken(batch, lambda: way.select(batch.batch_id, {})))
+    found = by_name(that_count(batch, spoken(batch, lambda: way.select(batch.batch_id, {}))))
     refuse_twins(batch, found)
     names = names_of(batch)
     chosen = [choose(found[name]) for name in names if name in found]
@@ -59,9 +59,15 @@ def find(batch: RenderedBatch) -> Handle | None:
 
 def take_back(batch: RenderedBatch) -> None:
     """Kill what landed of a batch that did not land whole."""
+    _kill_all(batch, note=True)
+
+
+def _kill_all(batch: RenderedBatch, *, note: bool) -> None:
     way = _way(batch.options)
-    jobs = spoken(batch, lambda: way.select(batch.batch_id, {}))
-    spoken(batch, lambda: way.kill([job.id for job in jobs if not job.stage.final]))
+    alive = [job.id for job in spoken(batch, lambda: way.select(batch.batch_id, {})) if not job.stage.final]
+    if note:
+        note_killed(batch, alive)
+    spoken(batch, lambda: way.kill(alive))
 
 
 # --- back --------------------------------------------------------------------------------------------------
@@ -73,7 +79,7 @@ def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
     A server that does not answer is a problem to report, no error; it is asked for no other batch then.
     """
     offsets, seen, problems, left = dict(cursor.offsets), list[JobSeen](), list[str](), _READ_LIMIT
-    silent, asked = set[str](), Asked([handle.batch for handle in handles])
+    silent, asked = set[object](), Asked([handle.batch for handle in handles])
     for handle in handles:
         if left <= 0:
             break
@@ -93,19 +99,21 @@ def observe(handles: Sequence[Handle], cursor: Cursor) -> Observation:
 
 
 def _up_to_date(
-    batch: RenderedBatch, offsets: Mapping[str, int], silent: set[str], problems: list[str], asked: Asked
+    batch: RenderedBatch, offsets: Mapping[str, int], silent: set[object], problems: list[str], asked: Asked
 ) -> Book | None:
     """The batch's file, with what the server tells when all that it had was read; None: there is none, and nobody who
     could tell what was in it."""
     book, way = open_book(batch), _way(batch.options)
-    if (book is not None and offsets.get(book.key, 0) < book.size) or way.where in silent:
+    if (book is not None and offsets.get(book.key, 0) < book.size) or server_of(batch) in silent:
         return book
     try:
         if book is None:
             return make_anew(batch, way)
         problems += ask_server(batch, way, book, asked)
-    except (BackendUnavailable, SubmissionRefused) as error:
-        silent.add(way.where)
+    except BackendUnavailable as error:
+        silent.add(server_of(batch))
+        problems.append(_words(error))
+    except RunFolderError as error:
         problems.append(_words(error))
     return book
 
@@ -116,17 +124,19 @@ def _words(error: FermigridError) -> str:
 
 def resolve(handles: Sequence[Handle]) -> Observation:
     """How every job stands at the server now."""
-    seen, problems, silent = list[JobSeen](), list[str](), set[str]()
+    seen, problems, silent = list[JobSeen](), list[str](), set[object]()
     asked = Asked([handle.batch for handle in handles])
     for handle in handles:
         batch, way = handle.batch, _way(handle.batch.options)
-        if way.where in silent:
+        if server_of(batch) in silent:
             continue
         try:
             with locked(batch, _limit(batch.options)):
                 seen += how_it_stands(batch, way, open_book(batch) or make_anew(batch, way), asked)
-        except (BackendUnavailable, SubmissionRefused) as error:
-            silent.add(way.where)
+        except BackendUnavailable as error:
+            silent.add(server_of(batch))
+            problems.append(_words(error))
+        except RunFolderError as error:
             problems.append(_words(error))
     return Observation(tuple(seen), Cursor(), tuple(problems))
 
@@ -174,7 +184,7 @@ def remove(handles: Sequence[Handle], indices: Indices = None) -> None:
         batch = handle.batch
         way = _way(batch.options)
         if indices is None:
-            take_back(batch)
+            _kill_all(batch, note=False)
             continue
         book = open_book(batch) or make_anew(batch, way)
         known = dict(zip(book.ids, names_of(batch), strict=True))

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from fermigrid.backends import JobSeen, RenderedBatch
-from fermigrid.backends.dirac_states import Known, Stage
+from fermigrid.backends.dirac_states import Known, ServerJob, Stage
 from fermigrid.errors import BackendUnavailable
 from fermigrid.plainfile import read_plain, whole_file
 from fermigrid.states import Seen
 
-NAME, LOCK = "dirac.jobs", "dirac.lock"
+NAME, LOCK, KILLED = "dirac.jobs", "dirac.lock", "dirac.killed"
 _FORMAT = 1
 
 
@@ -117,6 +117,26 @@ def make_book(batch: RenderedBatch, where: str, ids: Sequence[int]) -> Book:
     with whole_file(path) as file:
         file.write(text)
     return Book(path, stamp, where, tuple(ids), {}, len(text.encode()))
+
+
+def note_killed(batch: RenderedBatch, ids: Iterable[int]) -> None:
+    """Write down, before they are killed, jobs that fermigrid takes back: none of them has landed."""
+    path = batch.work_dir.absolute() / KILLED
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(handle, "".join(f"{job}\n" for job in ids).encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def that_count(batch: RenderedBatch, jobs: Iterable[ServerJob]) -> list[ServerJob]:
+    """Jobs of the server without those that fermigrid itself took back and killed."""
+    try:
+        killed = {int(line) for line in read_plain(batch.work_dir.absolute() / KILLED).split()}
+    except FileNotFoundError:
+        return list(jobs)
+    return [job for job in jobs if not (job.stage is Stage.KILLED and job.id in killed)]
 
 
 @contextmanager

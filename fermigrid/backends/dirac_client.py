@@ -8,11 +8,13 @@ not say for certain is in doubt, and `dirac_landing.py` settles it. `diracx` is 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import json
+import math
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fermigrid.backends.dirac_login import Login, as_file
-from fermigrid.backends.dirac_transport import Denied, Unreachable
+from fermigrid.backends.dirac_transport import Denied, Missing, Unreachable
 from fermigrid.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SUPPORTED = "0.7.0"
 _MOST_PATIENCE_S = 600.0  # for a server that asks to wait
+_REFUSALS = (400, 413, 422)  # of what was asked for; other answers are of something in between, or for a while
+_NO_SUCH_THING = (404, 410)
 
 
 def check_client() -> None:
@@ -47,11 +51,13 @@ def check_client() -> None:
 
 @dataclass
 class Session:
-    """A client that is open, on an event loop of its own; `limit`: what a request may take (s)."""
+    """A client that is open, on an event loop of its own; `limit`: what a request may take (s); `credentials`: the file
+    that the client reads."""
 
     runner: asyncio.Runner
     client: AsyncDiracClient
     limit: float
+    credentials: Path
 
     def run(self, work: Awaitable[T]) -> T:
         """What comes of it."""
@@ -67,7 +73,7 @@ def open_session(url: str, login: Login, limit: float) -> Iterator[Session]:
     """A session with the server at `url`. Raises BackendUnavailable (no client, or another), Unreachable."""
     check_client()
     with as_file(login) as credentials, asyncio.Runner() as runner:
-        session = Session(runner, _made(url, credentials, limit), limit)
+        session = Session(runner, _made(url, credentials, limit), limit, credentials)
         session.run(session.client.__aenter__())
         try:
             yield session
@@ -110,14 +116,36 @@ def words_of(error: BaseException) -> str:
 
 async def ask(session: Session, make: Callable[[], Awaitable[T]], more: float = 0.0) -> T:
     """The answer to one request, within the limit and `more` seconds. Raises Denied, Unreachable."""
-    for wait in (*_waits(), None):
+    waited = 0.0
+    for usual in itertools.chain((1.0, 2.0, 4.0, 8.0, 16.0), itertools.repeat(30.0)):
         try:
+            await _wait_for_credentials(session)
             return await _ask_once(make, session.limit + more)
         except _Busy as busy:
-            if wait is None:
-                raise Unreachable("the server asks to wait, and has done so for too long (429)") from None
-            await asyncio.sleep(busy.seconds if busy.seconds is not None else wait)
+            wait = busy.seconds if busy.seconds is not None else usual
+            waited += wait
+            if waited > _MOST_PATIENCE_S:
+                raise Unreachable(f"the server asks to wait for {wait:g} s more (429)") from None
+            await asyncio.sleep(wait)
     raise AssertionError
+
+
+async def _wait_for_credentials(session: Session) -> None:
+    """Wait while another program has the file of the credentials for itself. DiracX's client would, too, and nothing
+    could end that."""
+    with suppress(FileNotFoundError), session.credentials.open("rb") as file:
+        clock = asyncio.get_running_loop().time
+        end = clock() + session.limit
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if clock() > end:
+                    text = f"another program has locked {session.credentials} for {session.limit:g} s"
+                    raise Unreachable(text) from None
+                await asyncio.sleep(0.05)
+            else:
+                return
 
 
 class _Busy(Exception):
@@ -126,15 +154,6 @@ class _Busy(Exception):
     def __init__(self, seconds: float | None) -> None:
         super().__init__("429")
         self.seconds = seconds
-
-
-def _waits() -> Iterator[float]:
-    waited = 0.0
-    for wait in itertools.chain((1.0, 2.0, 4.0, 8.0, 16.0), itertools.repeat(30.0)):
-        if waited > _MOST_PATIENCE_S:
-            return
-        waited += wait
-        yield wait
 
 
 async def _ask_once(make: Callable[[], Awaitable[T]], limit: float) -> T:
@@ -163,9 +182,9 @@ def _refusal(error: Any) -> Exception:
         return _Busy(_retry_after(error))
     if status in (401, 403):
         return Denied(f"{said} ({status})", credentials=True)
-    if 400 <= status < 500:
+    if status in _REFUSALS:
         return Denied(f"{said} ({status})")
-    return Unreachable(f"{said} ({status})")
+    return (Missing if status in _NO_SUCH_THING else Unreachable)(f"{said} ({status})")
 
 
 def _detail(error: Any) -> str:
@@ -185,4 +204,4 @@ def _retry_after(error: Any) -> float | None:
             seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return None
-    return min(max(seconds, 0.1), _MOST_PATIENCE_S / 4)
+    return max(seconds, 0.1) if math.isfinite(seconds) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from fermigrid.secret_files import read_proxy
 T = TypeVar("T")
 _DOCUMENTS = 5  # of one call: it takes seconds to start
 _IDS = 50  # of one call
+_STUCK = 3  # jobs whose files take too long: after so many the others are left for another look
 # What DIRAC says of a JDL or of a person. All else may be said of a connection, and leaves it open what happened.
 _REFUSED = re.compile(
     r"Invalid job description|validation error|Invalid job JDL|JDL syntax|Sandbox is (?:not valid|too big)|"
@@ -42,6 +44,7 @@ class Commands:
     def __init__(self, options: Mapping[str, object]) -> None:
         self._group = str(options.get("group") or "")
         self._limit = float(str(options.get("timeout_s", 60)))
+        self._transfer = max(self._limit, float(str(options.get("transfer_s", 600))))
         self._chunk = int(str(options.get("chunk", 20)))
         self._has_data = bool(options.get("output_se"))
 
@@ -126,25 +129,43 @@ class Commands:
                 raise Denied(words.error_of(ran.output))
 
     def fetch(self, ids: Sequence[int], folder: Callable[[int], Path]) -> Fetched:
+        """What came is kept, whatever becomes of the rest. After a call that took too long the next has fewer jobs."""
         there, empty, failed = set[int](), set[int](), list[str]()
-        for some in _batched(ids, _IDS):
-            with tempfile.TemporaryDirectory(prefix="fermigrid-dirac-", dir=folder(some[0]).parent) as made:
-                ran = self._run(words.output_command(some, Path(made)))
-                came, said = words.parse_output(ran.output)
-                for job in came:
-                    for entry in plain_files(Path(made) / str(job)):
-                        os.replace(entry.path, folder(job) / entry.name)  # noqa: PTH105  # an entry, not a path
+        waiting, at_once, stuck = random.sample(ids, len(ids)), _IDS, 0  # what never comes is not always the first
+        while waiting:
+            some, waiting = waiting[:at_once], waiting[at_once:]
+            came, said, late = self._fetch_some(some, folder)
             for job in came if self._has_data else ():
                 if why := self._fetch_data(job, folder(job)):
                     said[job] = why
             there |= came - said.keys()
             empty |= {job for job, why in said.items() if any(word in why for word in words.NO_SANDBOX)}
             failed += [f"the output sandbox of job {job}: {why}" for job, why in said.items() if job not in empty]
-        return Fetched(frozenset(there), frozenset(empty), tuple(failed))
+            if late and at_once == 1:
+                failed.append(f"the output sandbox of job {some[0]}: not here within {self._transfer:g} s")
+                stuck += 1
+                if stuck == _STUCK:
+                    break
+            elif late:
+                at_once = max(1, at_once // 7)
+                waiting = [job for job in some if job not in came and job not in said] + waiting
+        return Fetched(frozenset(there), frozenset(empty), failed=tuple(failed))
+
+    def _fetch_some(self, ids: Sequence[int], folder: Callable[[int], Path]) -> tuple[set[int], dict[int, str], bool]:
+        """Those whose files came, why others cannot be had, and whether the command had to be ended."""
+        with tempfile.TemporaryDirectory(prefix="fermigrid-dirac-", dir=folder(ids[0]).parent) as made:
+            ran = run(words.output_command(ids, Path(made)), self._transfer)
+            came, said = words.parse_output(ran.output)
+            for job in came:
+                for entry in plain_files(Path(made) / str(job)):
+                    os.replace(entry.path, folder(job) / entry.name)  # noqa: PTH105  # an entry, not a path
+        return came, said, ran.late
 
     def _fetch_data(self, job: int, folder: Path) -> str:
         """Bring what a job has put on storage elements; why it could not be had, if so."""
-        ran = self._run(words.data_command(job, folder))
+        ran = run(words.data_command(job, folder), self._transfer)
+        if ran.late:
+            return f"its output data are not here within {self._transfer:g} s (dirac.transfer)"
         return words.error_of(ran.output) if ran.code and not words.has_no_data(ran.output) else ""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fermigrid.backends.dirac_client import Session, ask
 from fermigrid.backends.dirac_sandbox import SLOWEST, pack
 from fermigrid.backends.dirac_transport import Denied, Sent, Unreachable
+from fermigrid.errors import RunFolderError, SubmissionRefused
 from fermigrid.jdl import JdlDocument, with_sandbox
 
 
@@ -80,6 +81,8 @@ class Sender:
             return _denied(document, error)
         except Unreachable as error:
             return Sent(document, doubt=f"its sandbox could not be handed in: {error}")
+        except SubmissionRefused as error:
+            return Sent(document, refused=f"{error}. {error.hint}")
         text, client = with_sandbox(document, entries), self._session.client
         try:
             jobs = await ask(self._session, lambda: client.jobs.submit_jdl_jobs([text]))
@@ -119,7 +122,10 @@ async def _upload(session: Session, files: Sequence[Path]) -> str:
     import httpx2
     from diracx.client.models import SandboxInfo
 
-    data, digest = pack(files)
+    try:
+        data, digest = pack(files)
+    except OSError as error:
+        raise RunFolderError(f"{error.filename or files[0]} cannot be packed: {error.strerror}") from error
     info = SandboxInfo(checksum_algorithm="sha256", checksum=digest, size=len(data), format="tar.zst")
     begun = await ask(session, lambda: session.client.jobs.initiate_sandbox_upload(info))
     if (url := begun.url) is not None:

@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fermigrid.backends import JobSeen, RenderedBatch
-from fermigrid.backends.dirac_book import Book, Line, book_size, make_book
+from fermigrid.backends.dirac_book import Book, Line, book_size, make_book, that_count
 from fermigrid.backends.dirac_landing import by_name, kill_words, spoken
 from fermigrid.backends.dirac_sandbox import plain_files
 from fermigrid.backends.dirac_states import ServerJob, Stage, changes, choose
 from fermigrid.backends.dirac_transport import Transport
-from fermigrid.jdl import names_of
+from fermigrid.errors import RunFolderError
+from fermigrid.jdl import items_of, names_of
 from fermigrid.plainfile import real_folder
-from fermigrid.planfolder import open_of_plan
 from fermigrid.report import NoReport, parse_report
 from fermigrid.states import Seen
 
@@ -32,8 +32,8 @@ _OUT, _ERR = "std.out", "std.err"
 
 
 def make_anew(batch: RenderedBatch, way: Transport) -> Book:
-    """The batch's file, from what the server knows. Raises BackendUnavailable, SubmissionRefused."""
-    found = by_name(spoken(batch, lambda: way.select(batch.batch_id, {})))
+    """The batch's file, from what the server knows. Raises BackendUnavailable."""
+    found = by_name(that_count(batch, spoken(batch, lambda: way.select(batch.batch_id, {}))))
     return make_book(batch, way.where, [choose(found[name]).id if name in found else 0 for name in names_of(batch)])
 
 
@@ -49,8 +49,12 @@ _FORGOTTEN = "DIRAC does not know it any more"
 
 
 def _items(batch: RenderedBatch) -> list[_Item]:
-    with open_of_plan(batch.plan_dir, "items.txt") as file:
-        return [_Item(*line.split(" ")[:2]) for line in file.read().decode("ascii").splitlines()]
+    items = [_Item(name, shard) for name, shard, _ in items_of(batch.plan_dir)]
+    if len(items) != batch.jobs:
+        raise RunFolderError(
+            f"the plan {batch.plan_dir} cannot be read: items.txt has {len(items)} of {batch.jobs} jobs"
+        )
+    return items
 
 
 class Asked:
@@ -77,7 +81,7 @@ class Asked:
         """The batch, and of those after it some of the same server: as many as one answer has room for."""
         yield first
         place = next(i for i, each in enumerate(self._batches) if each.batch_id == first.batch_id)
-        same = [each for each in self._batches[place + 1 :] if _server_of(each) == _server_of(first)]
+        same = [each for each in self._batches[place + 1 :] if server_of(each) == server_of(first)]
         left = _JOBS_AT_ONCE - first.jobs
         for batch in same[: most - 1]:
             left -= batch.jobs
@@ -86,14 +90,13 @@ class Asked:
             yield batch
 
 
-def _server_of(batch: RenderedBatch) -> tuple[object, ...]:
+def server_of(batch: RenderedBatch) -> tuple[object, ...]:
     """Who is asked, and as whom."""
     return tuple(batch.options.get(name) for name in ("transport", "url", "vo", "group", "credentials"))
 
 
 def ask_server(batch: RenderedBatch, way: Transport, book: Book, asked: Asked) -> list[str]:
-    """Write down what the server tells that is new; what a person should know. Raises BackendUnavailable,
-    SubmissionRefused.
+    """Write down what the server tells that is new; what a person should know. Raises BackendUnavailable.
 
     The sandboxes of jobs that ended are brought first, some hundred a call: a job has ended when its log is here.
     """
@@ -128,7 +131,7 @@ _STANDS = {
 
 def how_it_stands(batch: RenderedBatch, way: Transport, book: Book, asked: Asked) -> Iterator[JobSeen]:
     """Every job as the server has it now, whatever is written of it. Of one whose log has not come yet nothing is said:
-    `ask_server` brings it. Raises BackendUnavailable, SubmissionRefused."""
+    `ask_server` brings it. Raises BackendUnavailable."""
     items, now = _items(batch), datetime.now(UTC)
     known = {job: item.name for job, item in zip(book.ids, items, strict=True)}
     by_id = {job.id: job for job in asked.jobs(batch, way, known)}
@@ -197,7 +200,8 @@ def _brought(
 
         fetched = spoken(batch, lambda: way.fetch(sorted(indices), folder))
         problems = [f"{batch.name}: {words}" for words in fetched.failed[:5]]
-        home = {indices[job] for job in fetched.empty if _waited_long(jobs[indices[job]])}
+        never = fetched.empty | fetched.lost
+        home = {indices[job] for job in never if _waited_long(batch, way, jobs[indices[job]])}
         for job in fetched.there:
             index = indices[job]
             try:
@@ -210,11 +214,13 @@ def _brought(
         yield home, problems
 
 
-def _waited_long(job: ServerJob) -> bool:
+def _waited_long(batch: RenderedBatch, way: Transport, job: ServerJob) -> bool:
     """Is there no use in asking for the sandbox once more? Of a job that failed there may be none."""
-    if job.status != "Done" or job.updated is None:
+    if job.status != "Done":
         return True
-    return (datetime.now(UTC) - job.updated).total_seconds() > _LATE_SANDBOX_S
+    if job.updated is None:  # DIRAC's command for many jobs does not tell
+        job = next(iter(spoken(batch, lambda: way.look(job.id))), job)
+    return job.updated is None or (datetime.now(UTC) - job.updated).total_seconds() > _LATE_SANDBOX_S
 
 
 def _put_away(came: Path, work: Path, item: _Item) -> None:

@@ -25,7 +25,7 @@ from fermigrid.backends.dirac_flights import Flights, Sender
 from fermigrid.backends.dirac_login import Login, check_login, find_login
 from fermigrid.backends.dirac_sandbox import MOST_BYTES, SLOWEST, unpack
 from fermigrid.backends.dirac_states import ServerJob, Stage
-from fermigrid.backends.dirac_transport import Denied, Fetched, Sent, Unreachable
+from fermigrid.backends.dirac_transport import Denied, Fetched, Missing, Sent, Unreachable
 from fermigrid.jdl import JdlDocument
 
 T = TypeVar("T")
@@ -43,15 +43,17 @@ _CONFIRM_LAGS, _KILL_LAGS = (_TICK_S, 0.3, 3.0), (_TICK_S, 1.0, 3600.0)
 
 @dataclass(frozen=True)
 class _Change:
-    """A new state, and which jobs are put into it."""
+    """A new state, which jobs are put into it, and for which it comes too late."""
 
     state: Mapping[str, str]
     is_for: Callable[[ServerJob], bool]
+    too_late: Callable[[ServerJob], bool] = lambda _: False
 
 
 _CONFIRMED = _Change(
     {"Status": "Received", "MinorStatus": "Job accepted", "Source": "fermigrid"},
     lambda job: job.stage is Stage.UNCONFIRMED,
+    lambda job: job.stage.final and not job.confirmed,  # DIRAC gave it up
 )
 _KILLED = _Change({"Status": "Killed", "Source": "fermigrid"}, lambda job: not job.stage.final)
 
@@ -121,7 +123,7 @@ class Http:
             left += [job for job in ids if job not in made]
             left, gone = session.run(_change_known(session, left, _CONFIRMED, _CONFIRM_LAGS))
         if some := left or gone:
-            what = "are as they were after their confirmation" if left else "are not there any more"
+            what = "are as they were after their confirmation" if left else "are not there any more, or given up"
             raise Unreachable(f"{len(some)} jobs, such as {some[0]}, {what}")
 
     def kill(self, ids: Sequence[int]) -> None:
@@ -153,13 +155,14 @@ async def _search(session: Session, wanted: Mapping[str, Any]) -> list[ServerJob
 async def _change_known(
     session: Session, ids: Sequence[int], to: _Change, lags: Sequence[float]
 ) -> tuple[list[int], list[int]]:
-    """Change jobs, those of them that it is for; returns those that are left as they were, and those nobody knows."""
+    """Change jobs, those of them that it is for; returns those that are left as they were, and those that nobody knows
+    or for which it comes too late."""
     left, gone = list(ids), set[int]()
     for lag in lags:
         last = dict[int, datetime]()
         for part in _batched(left, _LOOKED_UP):
             jobs = await _search(session, {"parameter": "JobID", "operator": "in", "values": list(part)})
-            gone |= {*part} - {job.id for job in jobs}
+            gone |= {*part} - {job.id for job in jobs if not to.too_late(job)}
             late = timedelta(seconds=lag - _TICK_S)
             last |= {job.id: (job.updated or datetime.now(UTC)) + late for job in jobs if to.is_for(job)}
         left = await _change_after(session, last, to)
@@ -220,8 +223,8 @@ def _time(text: object) -> datetime | None:
 
 async def _fetch_all(session: Session, ids: Sequence[int], folder: Callable[[int], Path]) -> Fetched:
     """Some at once. When as many as that get no answer, one after the other, the rest is left for another time."""
-    gate, there, empty, failed = asyncio.Semaphore(_FETCHES), set[int](), set[int](), list[str]()
-    unanswered = 0
+    gate, there, empty, lost = asyncio.Semaphore(_FETCHES), set[int](), set[int](), set[int]()
+    failed, unanswered = list[str](), 0
 
     async def one(job: int) -> None:
         nonlocal unanswered
@@ -231,12 +234,15 @@ async def _fetch_all(session: Session, ids: Sequence[int], folder: Callable[[int
             try:
                 (there if await _fetch(session, job, folder(job)) else empty).add(job)
                 unanswered = 0
-            except (Unreachable, Denied, ValueError, OSError) as error:
+            except (Missing, ValueError) as error:
+                lost.add(job)
+                failed.append(f"the output sandbox of job {job}: {words_of(error)}")
+            except (Unreachable, Denied, OSError) as error:
                 unanswered += isinstance(error, Unreachable)
                 failed.append(f"the output sandbox of job {job}: {words_of(error)}")
 
     await asyncio.gather(*map(one, ids))
-    return Fetched(frozenset(there), frozenset(empty), tuple(failed))
+    return Fetched(frozenset(there), frozenset(empty), frozenset(lost), tuple(failed))
 
 
 async def _fetch(session: Session, job: int, folder: Path) -> bool:
@@ -255,7 +261,8 @@ async def _fetch(session: Session, job: int, folder: Path) -> bool:
             archive.truncate()
             async with httpx2.AsyncClient(timeout=session.limit) as store, store.stream("GET", place.url) as answer:
                 if answer.status_code >= 300:
-                    raise Unreachable(f"the sandbox store says {answer.status_code}")
+                    error = Missing if answer.status_code in (404, 410) else Unreachable
+                    raise error(f"the sandbox store says {answer.status_code}")
                 async for part in answer.aiter_bytes():
                     if archive.tell() + len(part) > 2 * MOST_BYTES:
                         raise ValueError("it is larger than any that DIRAC takes")

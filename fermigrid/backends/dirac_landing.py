@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
 from fermigrid.backends import RenderedBatch
-from fermigrid.backends.dirac_states import ServerJob, choose, twins
-from fermigrid.backends.dirac_transport import Denied, Transport, Unreachable
+from fermigrid.backends.dirac_book import note_killed, that_count
+from fermigrid.backends.dirac_states import ServerJob, Stage, choose, twins
+from fermigrid.backends.dirac_transport import Denied, Sent, Transport, Unreachable
 from fermigrid.errors import BackendUnavailable, FermigridError, SecretRefused, SubmissionDoubt, SubmissionRefused
 from fermigrid.jdl import JdlDocument, documents, names_of
 
@@ -24,6 +25,7 @@ Found = Mapping[str, list[ServerJob]]  # the server's jobs of a batch by name
 _ROUNDS = 5  # times that a submission goes on after answers were lost
 _WAIT_S = 0.5  # before the second round; twice as long before each other
 _CONFIRM_AFTER_S = 60.0  # DIRAC gives up what is not confirmed after 300 s
+_PATIENCE_S = 600.0  # after so long no new round is begun
 _LATER = "Nothing is known to be lost: try again later."
 _SETTLE = "Run the same `fermigrid submit` again, or `fermigrid watch`: they hand in what is missing, nothing twice."
 _LOG_IN = "Log in again (docs/how-to/dirac.md); then the same command goes on."
@@ -38,11 +40,14 @@ class Landing:
         self.unconfirmed: dict[int, float] = {}  # index -> since when it has waited for its confirmation
         self.made: dict[int, datetime] = {}  # job -> when the server made it
         self.copies: set[int] = set()
+        self.killed: set[int] = set()  # indices whose job somebody killed
 
     def land(self) -> list[int]:
         """All ids, in the order of the jobs; all are confirmed."""
-        trouble = self._look()
+        trouble, began = self._look(), time.monotonic()
         for wait in (0.0, *(_WAIT_S * 2**count for count in range(_ROUNDS - 1))):
+            if time.monotonic() - began > _PATIENCE_S:
+                break
             time.sleep(wait if trouble else 0)
             if trouble and (trouble := self._look()):
                 continue
@@ -63,18 +68,24 @@ class Landing:
     def _look(self) -> str:
         """Take in what the server has of the batch; the trouble with it, if any."""
         try:
-            found = by_name(self.way.select(self.batch.batch_id, {}))
+            jobs = self.way.select(self.batch.batch_id, {})
         except Unreachable as error:
             return str(error)
         except Denied as error:
+            if error.credentials and self.ids:
+                raise SubmissionDoubt(self._words(f"DIRAC does not let us in any more: {error}"), _LOG_IN) from error
             raise denied(self.batch, error) from error
+        found = by_name(that_count(self.batch, jobs))
         refuse_twins(self.batch, found)
         self.ids, self.unconfirmed = {}, {}
-        self.copies = {job.id for jobs in found.values() for job in jobs if not job.stage.final}
+        self.copies = {job.id for job in jobs if not job.stage.final}
+        self.killed = set()
         for index, name in enumerate(self.names):
             job = choose(found[name]) if name in found else None
             if job is not None and (job.confirmed or (self.way.confirms and not job.stage.final)):
                 self._has_landed(index, job.id)
+                if job.stage is Stage.KILLED:
+                    self.killed.add(index)
                 if job.confirmed:
                     del self.unconfirmed[index]
                 else:
@@ -92,11 +103,16 @@ class Landing:
         if self.way.confirms or not self.copies:
             return ""
         try:
-            self.way.kill(sorted(self.copies))
+            self._kill(self.copies)
         except (Unreachable, Denied) as error:
             return str(error)
         self.copies.clear()
         return ""
+
+    def _kill(self, ids: Iterable[int]) -> None:
+        """Take these back. Raises Unreachable, Denied."""
+        note_killed(self.batch, ids := sorted(ids))
+        self.way.kill(ids)
 
     def _missing(self) -> Iterator[JdlDocument]:
         for document in documents(self.batch):
@@ -104,33 +120,49 @@ class Landing:
             here = [index for index in indices if index in self.ids]
             if len(here) == document.jobs:
                 continue
-            if any(index not in self.unconfirmed for index in here):
+            if self.killed.issuperset(here):  # as a person was told to do
+                for index in here:
+                    del self.ids[index]
+            elif any(index not in self.unconfirmed for index in here):
                 text = f"DIRAC has only {len(here)} of {document.jobs} jobs that were handed in as one"
                 hint = f"Kill them, and submit again: {kill_words([self.ids[index] for index in here])}"
                 raise SubmissionDoubt(f"{self.batch.name}: {text}", hint)
             yield document
 
     def _send(self) -> str:
-        """Hand in what is missing; the trouble with it, if any."""
-        for sent in self.way.send(self._missing()):
-            if sent.refused:
-                self._take_back()
-                raise SubmissionRefused(f"{self.batch.name}: DIRAC refused the batch: {sent.refused}")
-            if sent.login:
-                raise SubmissionDoubt(self._words(f"DIRAC does not let us in any more: {sent.doubt}"), _LOG_IN)
-            if sent.doubt:
-                return sent.doubt
-            for index, job in enumerate(sent.ids, sent.document.first_index):
-                if index in self.ids:
-                    self.copies.add(self.ids[index])
-                self._has_landed(index, job)
-                if sent.made:
-                    self.made[job] = sent.made
-                if not self.way.confirms:
-                    del self.unconfirmed[index]
-            if self._waits_long() and (trouble := self._confirm()):
-                return trouble
-        return ""
+        """Hand in what is missing; the trouble with it, if any. What is under way when something goes wrong has its
+        word first: more of the batch may be there then."""
+        refused = trouble = login = ""
+        try:
+            for sent in self.way.send(self._missing()):
+                self._take(sent)
+                refused, trouble = refused or sent.refused, trouble or sent.doubt
+                login = login or (sent.doubt if sent.login else "")
+                if not refused and not trouble and self._waits_long():
+                    trouble = self._confirm()
+                    if trouble:
+                        break
+        except Unreachable as error:
+            trouble = trouble or str(error)
+        except Denied as error:
+            trouble, login = str(error), str(error) if error.credentials else ""
+        if refused:
+            self._take_back()
+            raise SubmissionRefused(f"{self.batch.name}: DIRAC refused the batch: {refused}")
+        if login:
+            raise SubmissionDoubt(self._words(f"DIRAC does not let us in any more: {login}"), _LOG_IN)
+        return trouble
+
+    def _take(self, sent: Sent) -> None:
+        """The jobs of a document have landed."""
+        for index, job in enumerate(sent.ids, sent.document.first_index):
+            if index in self.ids:
+                self.copies.add(self.ids[index])
+            self._has_landed(index, job)
+            if sent.made:
+                self.made[job] = sent.made
+            if not self.way.confirms:
+                del self.unconfirmed[index]
 
     def _waits_long(self) -> bool:
         """Must something be confirmed before the rest has landed, lest DIRAC gives it up?"""
@@ -156,7 +188,7 @@ class Landing:
         """Kill what the server has of the batch: perhaps more than was told so far."""
         try:
             if not (trouble := self._look()):
-                self.way.kill([*self.ids.values(), *self.copies])
+                self._kill({*self.ids.values(), *self.copies})
         except (Unreachable, Denied) as error:
             trouble = str(error)
         if trouble:
@@ -167,7 +199,7 @@ class Landing:
         """Tidy up: nobody confirms them, so it does not matter whether it can be done."""
         if self.copies:
             try:
-                self.way.kill(sorted(self.copies))
+                self._kill(self.copies)
             except (Unreachable, Denied):
                 return
 
@@ -212,7 +244,7 @@ def spoken(batch: RenderedBatch, ask: Callable[[], T], otherwise: str = "") -> T
 
 
 def denied(batch: RenderedBatch, error: Denied) -> FermigridError:
-    """The error for an answer that was no."""
+    """The error for a question that was answered with no: of the batch it says nothing."""
     if error.credentials:
         return BackendUnavailable(f"{batch.name}: DIRAC does not let us in: {error}", _LOG_IN)
-    return SubmissionRefused(f"{batch.name}: DIRAC refused: {error}")
+    return BackendUnavailable(f"{batch.name}: DIRAC does not answer that: {error}", _LATER)

@@ -65,10 +65,12 @@ def find_login(named: str | None, environment: Mapping[str, str]) -> Login:
     usual = environment.get("DIRACX_CREDENTIALS_PATH") or Path.home() / ".cache/diracx/credentials.json"
     places = [Path(named)] if named else [Path(usual), proxy_path(environment)]
     for place in places:
-        if place.is_file():
-            login = read_login(place)
-            if login is not None:
-                return login
+        try:
+            there = place.is_file()
+        except OSError as error:
+            raise SecretRefused(f"{place} cannot be looked for: {error.strerror}") from error
+        if there and (login := read_login(place)) is not None:
+            return login
     looked = " and ".join(str(place) for place in places)
     text = f"nobody is logged in at DIRAC: there are no tokens in {looked}"
     raise SecretRefused(text, "Log in first: dirac login VO --group GROUP (docs/how-to/dirac.md)")
@@ -104,7 +106,7 @@ def _from_tokens(path: Path, kind: str, text: str, tokens: str | None) -> Login:
         ends = min(_time(claims["exp"]), _time(content.get("expires_on", claims["exp"])))
         renewable = _time(_claims(renewal)["exp"]) if renewal else None
         group, vo = str(claims.get("dirac_group", "")), str(claims.get("vo", ""))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
         raise SecretRefused(f"{path} holds no tokens of DiracX, or damaged ones: log in anew (dirac login)") from None
     return Login(path, kind, ends, renewable, group, vo, tokens)
 

@@ -53,11 +53,18 @@ def run(command: Sequence[str], limit: float, folder: Path | None = None) -> Ran
             return Ran(process.returncode, output, False)
         except subprocess.TimeoutExpired:
             _end(process)
-            output, _ = process.communicate()
-            return Ran(-signal.SIGKILL, output, True)
+            return Ran(-signal.SIGKILL, _rest(process), True)
         except BaseException:
             _end(process)
             raise
+
+
+def _rest(process: subprocess.Popen[str]) -> str:
+    """What it had said when it was ended: of a stream that something else keeps open, nothing."""
+    try:
+        return process.communicate(timeout=_GRACE_S)[0]
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def _end(process: subprocess.Popen[str]) -> None:

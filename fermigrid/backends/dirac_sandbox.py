@@ -37,8 +37,8 @@ def pack(files: Sequence[Path]) -> tuple[bytes, str]:
                 tar.add(file, file.name, filter=_plain)
         data = out.getvalue()
     if len(data) > MOST_BYTES:
-        sizes = {file: file.stat().st_size for file in files if file.is_file()}
-        largest = max(sizes, key=lambda file: sizes[file], default=Path("gathered"))
+        sizes = {file: sum(one.stat().st_size for one in (file, *file.rglob("*"))) for file in files}
+        largest = max(sizes, key=lambda file: sizes[file])
         what = f"{show_bytes(len(data))}, and DIRAC takes {show_bytes(MOST_BYTES)}; the largest of it is {largest.name}"
         raise SubmissionRefused(
             f"the input sandbox has {what}", "Let the jobs fetch large files: `inputs`, or a mount."

@@ -182,7 +182,12 @@ def choose(jobs: list[ServerJob]) -> ServerJob:
 
     The others are copies that a lost answer left: nobody confirms them, and DIRAC starts none of them.
     """
-    return min(jobs, key=lambda job: (not job.confirmed, not job.confirmed and job.stage.final, job.id))
+    return min(jobs, key=lambda job: (not job.confirmed, _is_over(job), job.id))
+
+
+def _is_over(job: ServerJob) -> bool:
+    """Does nothing come of it? DIRAC words it alike whether a job was killed before or after it was confirmed."""
+    return job.stage is Stage.KILLED or (job.stage.final and not job.confirmed)
 
 
 def twins(jobs: list[ServerJob]) -> list[ServerJob]:

@@ -32,6 +32,10 @@ class Unreachable(Exception):
     """DIRAC did not answer, or not in time; in words. Nothing is known of what was asked."""
 
 
+class Missing(Unreachable):
+    """DIRAC answered that there is no such thing, or no more; in words."""
+
+
 class Denied(Exception):
     """DIRAC answered and said no; in words. `credentials`: because of who asks."""
 
@@ -42,11 +46,13 @@ class Denied(Exception):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came back of the output sandboxes: the ids whose files are in their folders, those that have none, and why
-    others could not be had. Of the rest nothing is known."""
+    """What came back of the output sandboxes: the ids whose files are in their folders, those that have none, those of
+    which nothing can ever be had (damaged, too large, deleted), and why others could not be had. Of the rest nothing is
+    known."""
 
     there: frozenset[int] = frozenset()
     empty: frozenset[int] = frozenset()
+    lost: frozenset[int] = frozenset()
     failed: tuple[str, ...] = ()
 
 

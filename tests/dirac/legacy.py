@@ -140,7 +140,7 @@ def moment(name: str, value: Any) -> Any:
 
 
 def kill(*jobs: str) -> int:
-    change(list(map(int, jobs)), Status="Killed")
+    change(list(map(int, jobs)), Status="Killed", MinorStatus="Marked for termination")
     print(f"Killed jobs {','.join(sorted(jobs, reverse=True))}")
     return 0
 
@@ -148,6 +148,8 @@ def kill(*jobs: str) -> int:
 def output(_: str, folder: str, *jobs: str) -> int:
     failed = []
     for job in jobs:
+        if fault(f"slow{job}"):
+            time.sleep(60)
         names = ask("GET", f"/api/jobs/{job}/sandbox/output")
         if not names or not names[0]:
             failed.append((job, NO_SANDBOX.format(job=job)))
@@ -156,7 +158,7 @@ def output(_: str, folder: str, *jobs: str) -> int:
         place = ask("GET", f"/api/jobs/sandbox?pfn={names[0].replace('|', '%7C')}")
         with tarfile.open(fileobj=io.BytesIO(httpx2.get(place["url"], timeout=60).content)) as tar:
             tar.extractall(Path(folder) / job, filter="data")
-        print(f"Job output sandbox retrieved in {folder}/{job}/")
+        print(f"Job output sandbox retrieved in {folder}/{job}/", flush=True)
     for job, why in failed:
         print(f"ERROR {job}: {why}")
     return 2 if failed else 0

@@ -20,7 +20,7 @@ from tests.dirac import proxy
 from tests.dirac.batches import CAMPAIGN, SITE, Watch, ids_of, once, write_batch
 from tests.dirac.legacy import COMMANDS
 from tests.dirac.pilot import hand_back
-from tests.dirac.proxy import CONFIRM, between, on
+from tests.dirac.proxy import CONFIRM, SUBMIT, between, on
 from tests.dirac.server import Server
 from tests.dirac.test_faults import SUBMITTER
 from tests.dirac.test_follow import RUN, archive, report_of
@@ -161,6 +161,69 @@ def test_what_dirac_refuses(server: Server, commands: Path, tmp_path: Path) -> N
     with pytest.raises(SubmissionRefused, match="cannot submit more than 20"):
         dirac.submit(batch)
     assert [job["Status"] for job in server.jobs(batch.batch_id)] == ["Killed"] * 4
+
+
+def test_what_was_refused_is_sent_whole_when_it_is_sent_again(
+    server: Server, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had landed was confirmed by DIRAC's own command, and killed: none of that counts as having landed."""
+    with between(server.port, on(SUBMIT, 3, what="HTTP/1.1 403 Forbidden")) as network:
+        monkeypatch.setenv("LEGACY_URL", network.url)
+        batch = legacy_batch(tmp_path, 50)
+        with pytest.raises(SubmissionRefused):
+            dirac.submit(batch)
+        assert server.confirmed(batch.batch_id) == {}
+        handle = dirac.submit(batch)
+        once(server, batch)
+        assert Watch(handle).look() == []
+
+
+def test_killed_before_the_ids_were_written_down(
+    server: Server, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies that were killed look as if they had been confirmed: those that are alive count."""
+    commands.write_text("unconfirmed 1\n")
+    batch = legacy_batch(tmp_path, 5, timeout_s=6)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dirac, "make_book", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            dirac.submit(batch)
+    handle = dirac.find(batch)
+    assert handle is not None
+    watch = Watch(handle)
+    assert (watch.look(), watch.problems) == ([], [])
+    once(server, batch)
+
+
+def test_sandboxes_that_take_long_come_by_and_by(server: Server, commands: Path, tmp_path: Path) -> None:
+    """One that never comes keeps only its own job."""
+    batch = legacy_batch(tmp_path, 4, transfer_s=5, timeout_s=5)
+    watch = Watch(dirac.submit(batch))
+    ids = ids_of(batch)
+    for index, job in enumerate(ids):
+        hand_back(server, job, archive({"std.out": report_of(batch, f"go.000{index}")}))
+    server.set(ids, *RUN, "Completing", "Done")
+    commands.write_text(f"slow{ids[2]} 100\n")
+    seen = {one.index for one in watch.look()} | {one.index for one in watch.look()}
+    assert seen == {0, 1, 3}
+    assert f"the output sandbox of job {ids[2]}: not here within 5 s" in "".join(watch.problems)
+    commands.write_text("")
+    assert {one.index for one in watch.look()} == {2}
+
+
+def test_a_job_that_is_done_is_asked_for_its_sandbox_for_a_while(
+    server: Server, commands: Path, tmp_path: Path
+) -> None:
+    watch = Watch(dirac.submit(legacy_batch(tmp_path, 1)))
+    (job,) = ids_of(watch.handles[0].batch)
+    server.set([job], *RUN, "Completing", "Done")
+    assert [one.seen for one in watch.look()] == []
+    server.write([job], LastUpdateTime="2026-01-01 00:00:00.000000")
+    assert [(one.seen, one.exit_code) for one in watch.look()][-1] == (Seen.ENDED, 88)
 
 
 def test_jobs_that_dirac_has_forgotten_are_lost_and_not_failed(server: Server, commands: Path, tmp_path: Path) -> None:

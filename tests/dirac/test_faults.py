@@ -3,16 +3,21 @@ server loses, delays and repeats; the server is killed; so is fermigrid."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from fermigrid.backends import Handle, RenderedBatch, dirac, dirac_client, dirac_landing
-from fermigrid.errors import BackendUnavailable, SubmissionDoubt
+from fermigrid.backends import Handle, RenderedBatch, dirac, dirac_client, dirac_landing, dirac_sandbox
+from fermigrid.backends.dirac_book import path_of
+from fermigrid.errors import BackendUnavailable, SubmissionDoubt, SubmissionRefused
+from fermigrid.jdl import documents
 from tests.campaigns import python
 from tests.dirac import proxy
 from tests.dirac.batches import Watch, ids_of, once, write_batch
@@ -59,6 +64,120 @@ def test_one_submission_overcomes(server: Server, tmp_path: Path, what: str) -> 
         assert time.monotonic() - began < 45  # the drips alone would take longer
         assert network.count(SUBMIT) >= 3
         once(server, batch)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_whichever_request_for_a_session_is_lost(server: Server, tmp_path: Path, number: int) -> None:
+    """Each operation begins with a question of the client's own."""
+
+    def fault(request: Request) -> str:
+        if (request.line, request.number) == (SUBMIT, 2):
+            return proxy.LOSE_ANSWER  # so that there is more than one round
+        return on(METADATA, number, what=proxy.LOSE_REQUEST)(request)
+
+    with between(server.port, fault) as network:
+        submit_again(batch := write_batch(tmp_path, network.url, jobs=45, timeout_s=4))
+        network.fault = lambda _: proxy.PASS
+        once(server, batch)
+
+
+@pytest.mark.parametrize("line", ["GET /api/auth/userinfo", SEARCH, SUBMIT])
+def test_an_answer_that_is_of_no_use_refuses_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """404 from something in between, while some of the batch is there and may run: it is not given up."""
+    monkeypatch.setattr(dirac_landing, "_CONFIRM_AFTER_S", 0.0)
+    monkeypatch.setattr(dirac_landing, "_ROUNDS", 1)
+    with between(server.port, on(SUBMIT, 3, what=proxy.LOSE_REQUEST)) as network:
+        batch = write_batch(tmp_path, network.url, jobs=60, flights=1)
+        with pytest.raises(SubmissionDoubt):
+            dirac.submit(batch)
+        assert len(server.confirmed(batch.batch_id)) >= 20
+        network.fault = on(line, what="HTTP/1.1 404 Not Found")
+        with pytest.raises((BackendUnavailable, SubmissionDoubt), match="404"):
+            dirac.submit(batch)
+        network.fault = lambda _: proxy.PASS
+        dirac.submit(batch)
+        once(server, batch)
+
+
+def test_what_was_refused_is_sent_whole_when_it_is_sent_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had landed of it was killed: none of that counts as having landed."""
+    monkeypatch.setattr(dirac_landing, "_CONFIRM_AFTER_S", 0.0)
+    with between(server.port, on(SUBMIT, 3, what="HTTP/1.1 400 Bad Request")) as network:
+        batch = write_batch(tmp_path, network.url, jobs=70, flights=1)
+        with pytest.raises(SubmissionRefused):
+            dirac.submit(batch)
+        assert [job["Status"] for job in server.jobs(batch.batch_id)] == ["Killed"] * 40
+        assert dirac.find(batch) is None
+        handle = dirac.submit(batch)
+        once(server, batch)
+        watch = Watch(handle)
+        assert (watch.look(), watch.problems) == ([], [])
+
+
+def test_a_refusal_takes_back_what_was_under_way(server: Server, tmp_path: Path) -> None:
+    """The answers to documents beside the one that was refused come later."""
+    with between(server.port, on(SUBMIT, 14, what="HTTP/1.1 400 Bad Request")) as network:
+        batch = write_batch(tmp_path, network.url, jobs=200, chunk=5, flights=4)
+        with pytest.raises(SubmissionRefused):
+            dirac.submit(batch)
+    assert {job["Status"] for job in server.jobs(batch.batch_id)} == {"Killed"}
+
+
+def test_a_document_of_which_some_is_missing_is_sent_once_the_rest_is_killed(server: Server, tmp_path: Path) -> None:
+    batch = write_batch(tmp_path, server.url, jobs=5)
+    dirac.submit(batch)
+    ids = ids_of(batch)
+    server.forget(ids[3:])
+    path_of(batch).unlink()
+    with pytest.raises(SubmissionDoubt, match="DIRAC has only 3 of 5 jobs that were handed in as one") as told:
+        dirac.submit(batch)
+    assert str(ids[0]) in told.value.hint
+    server.set(ids[:3], "Killed", minor="Marked for termination")  # as the hint says
+    dirac.submit(batch)
+    once(server, batch)
+
+
+def test_a_sandbox_that_is_too_large_leaves_nothing_there(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a later document; the first has landed."""
+    monkeypatch.setattr(dirac_landing, "_CONFIRM_AFTER_S", 0.0)
+    batch = write_batch(tmp_path, server.url, jobs=4, chunk=1, flights=1)
+    made, large = list(documents(batch)), tmp_path / "gathered"
+    large.mkdir()
+    (large / "x").write_bytes(os.urandom(3 << 20))
+    made[2] = replace(made[2], own=(*made[2].own, large))
+    monkeypatch.setattr(dirac_sandbox, "MOST_BYTES", 2 << 20)
+    monkeypatch.setattr(dirac_landing, "documents", lambda _: iter(made))
+    with pytest.raises(SubmissionRefused, match="the largest of it is gathered"):
+        dirac.submit(batch)
+    assert [job["Status"] for job in server.jobs(batch.batch_id)] == ["Killed"] * 2
+
+
+def test_what_dirac_gives_up_before_it_is_confirmed_is_sent_anew(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the confirmation, which then does nothing for it."""
+    given_up = list[int]()
+
+    def give_up(request: Request) -> str:
+        if request.line == CONFIRM and not given_up:
+            given_up.extend(job["JobID"] for job in server.jobs(batch.batch_id))
+            server.write(given_up, Status="Failed")
+            for job in given_up:
+                server.shift(job, 60)
+        return proxy.PASS
+
+    with between(server.port, give_up) as network:
+        batch = write_batch(tmp_path, network.url, jobs=3)
+        handle = dirac.submit(batch)
+        assert not set(ids_of(batch)) & set(given_up)
+        assert {job["Status"] for job in server.jobs(batch.batch_id) if job["JobID"] in ids_of(batch)} == {"Received"}
+        assert Watch(handle).look() == []
 
 
 def test_a_request_that_arrives_after_all_is_a_copy_that_never_runs(server: Server, tmp_path: Path) -> None:
@@ -136,6 +255,34 @@ def test_the_server_asks_to_wait_for_ever(server: Server, tmp_path: Path, monkey
         with pytest.raises(BackendUnavailable, match="asks to wait"):
             dirac.submit(batch)
     assert server.jobs(batch.batch_id) == []
+
+
+@pytest.mark.parametrize("told", ["7200", "nan", "inf", "-1"])
+def test_how_long_the_server_asks_to_wait(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    """Longer than anybody waits is no answer; what is no time means nothing."""
+    monkeypatch.setattr(dirac_landing, "_ROUNDS", 1)
+    with between(server.port, on(SUBMIT, 1, what=proxy.BUSY), retry_after=told) as network:
+        batch = write_batch(tmp_path, network.url, jobs=5)
+        began = time.monotonic()
+        if told == "7200":
+            with pytest.raises(BackendUnavailable, match="asks to wait for 7200 s more"):
+                dirac.submit(batch)
+        else:
+            dirac.submit(batch)
+            once(server, batch)
+        assert time.monotonic() - began < 10
+
+
+def test_credentials_that_another_program_has_locked(server: Server, tmp_path: Path) -> None:
+    """DiracX's client would wait for the lock, and nothing could end that."""
+    with server.credentials.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="another program has locked"):
+            dirac.submit(write_batch(tmp_path, server.url, jobs=1, timeout_s=1))
+        assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("what", [proxy.ERROR, proxy.LOSE_ANSWER, "HTTP/1.1 503 Service Unavailable"])

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fermigrid.backends.dirac_states import STAGES, Stage
 from fermigrid.states import Seen
 from tests.dirac.batches import Watch, ids_of, write_batch
 from tests.dirac.pilot import hand_back
-from tests.dirac.proxy import SEARCH, between
+from tests.dirac.proxy import PASS, SEARCH, Request, between
 from tests.dirac.server import Server
 
 pytestmark = pytest.mark.dirac
@@ -53,6 +54,49 @@ def archive(files: Mapping[str, bytes], how: str = "gz") -> bytes:
 def leave(server: Server, job: int, files: Mapping[str, bytes], how: str = "gz") -> None:
     """What a job leaves."""
     hand_back(server, job, archive(files, how))
+
+
+@pytest.mark.parametrize("lost", ["damaged", "deleted"])
+def test_a_sandbox_that_can_never_be_had_ends_its_job(server: Server, sent: Handle, tmp_path: Path, lost: str) -> None:
+    ids, watch = ids_of(sent.batch), Watch(sent)
+    hand_back(server, ids[0], b"no archive at all" if lost == "damaged" else archive({"std.out": b""}))
+    server.set(ids[:1], *RUN, "Completing", "Done")
+
+    def fault(request: Request) -> str:
+        return "HTTP/1.1 404 Not Found" if lost == "deleted" and request.line == "GET /api/jobs/sandbox" else PASS
+
+    with between(server.port, fault) as network:
+        batch = replace(sent.batch, options={**sent.batch.options, "url": network.url})
+        watch = Watch(Handle(batch, sent.where, sent.cluster))
+        assert [one.seen for one in watch.look()] == [Seen.STARTED] or not watch.seen
+        assert f"the output sandbox of job {ids[0]}" in "".join(watch.problems)
+        server.write(ids[:1], LastUpdateTime="2026-01-01 00:00:00.000000")
+        assert [(one.seen, one.exit_code) for one in watch.look()][-1] == (Seen.ENDED, 88)
+        assert (watch.look(), watch.problems) == ([], [])
+
+
+def test_a_plan_that_was_damaged_is_a_problem_and_nothing_more(sent: Handle) -> None:
+    items = sent.batch.plan_dir / "items.txt"
+    whole = items.read_bytes()
+    watch = Watch(sent)
+    for damage in (whole[: len(whole) // 2], b"\xff" * 10, b"", b"go.0000\n"):
+        items.write_bytes(damage)
+        assert watch.look() == [] and len(watch.problems) == 1, damage
+        assert "items.txt" in watch.problems[0] or "cannot be read" in watch.problems[0]
+    items.unlink()
+    assert watch.look() == [] and len(watch.problems) == 1
+    items.write_bytes(whole)
+    assert (watch.look(), watch.problems) == ([], [])
+
+
+def test_a_login_that_has_ended_silences_only_its_own_site(server: Server, tmp_path: Path) -> None:
+    first = dirac.submit(write_batch(tmp_path / "first", server.url, jobs=1))
+    second = dirac.submit(write_batch(tmp_path / "second", server.url, jobs=1))
+    gone = Handle(replace(first.batch, options={**first.batch.options, "credentials": "/nonexistent/c"}), "", 1)
+    server.set(ids_of(second.batch), *RUN)
+    watch = Watch(gone, second)
+    assert [one.batch_id for one in watch.look()] == [second.batch.batch_id]
+    assert "nobody is logged in" in "".join(watch.problems)
 
 
 def test_each_state_of_dirac_has_a_meaning() -> None:

@@ -154,6 +154,24 @@ def test_a_limit_below_a_batch_is_refused(tmp_path: Path, limit: str) -> None:
     assert one.startswith("campaign.yaml:8: block: limits.") and "running is 1; step go has 2 jobs in a block" in one
 
 
+def test_a_limit_below_a_later_batch_is_refused(tmp_path: Path) -> None:
+    """The runs of a block are of any size."""
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites/grid.yaml").write_text(GRID)
+    (tmp_path / "runs.csv").write_text("run,events\nr1,20\nr2,20\nr3,200\nr4,200\n")
+    text = MANY.replace("{count: 12}", "{table: runs.csv}")
+    text = text.replace("    command:", "    foreach: clump\n    split: {events: 10}\n    command:", 1)
+    text = text.replace("{run}", "{run}_{piece}")
+    said = complaints(tmp_path, text + "limits: {running: 10}\n", site="grid", own=[tmp_path / "sites"])
+    assert any("limits.running is 10; step go has 40 jobs in a block" in each for each in said), said
+
+
+def test_a_limit_that_is_set_below_a_batch_is_told(tmp_path: Path, system: Memory) -> None:
+    with on_the_grid(tmp_path, MANY + "limits: {running: 4}\n") as f:
+        said = set_values(f, ["limits.running=1"])
+        assert "limits.running is 1; step go has 2 jobs in a block, and DIRAC (site 'grid') is given them" in said[1]
+
+
 # --- what becomes of jobs that did not end well
 
 

@@ -59,6 +59,11 @@ def test_what_the_site_names_comes_first(tmp_path: Path) -> None:
     assert find_login(str(path), {"DIRACX_CREDENTIALS_PATH": str(write(tmp_path, tokens()))}).group == "glast_prod"
 
 
+def test_a_place_that_cannot_be_looked_into(tmp_path: Path) -> None:
+    with pytest.raises(SecretRefused, match="cannot be looked for: File name too long"):
+        find_login(f"{tmp_path}/{'x' * 300}", {})
+
+
 def test_nobody_is_logged_in(tmp_path: Path) -> None:
     places = {"DIRACX_CREDENTIALS_PATH": f"{tmp_path}/none", "X509_USER_PROXY": f"{tmp_path}/neither"}
     with pytest.raises(SecretRefused, match="nobody is logged in at DIRAC") as caught:
@@ -67,7 +72,8 @@ def test_nobody_is_logged_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "null", '{"access_token": "a.b.c"}', '{"access_token": 7}', "\x00\x01"]
+    "text",
+    ["", "{}", "[]", "null", '{"access_token": "a.b.c"}', '{"access_token": "abc"}', '{"access_token": 7}', "\x00\x01"],
 )
 def test_what_is_no_token(tmp_path: Path, text: str) -> None:
     with pytest.raises(SecretRefused, match="holds no tokens of DiracX"):
