@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fermigrid.backends import JobSeen, RenderedBatch
+from fermigrid.backends import JobSeen, RenderedBatch, dirac_process
 from fermigrid.backends.dirac_book import Line, locked, make_book, open_book
 from fermigrid.backends.dirac_flights import Flights
 from fermigrid.backends.dirac_process import run
@@ -170,3 +170,10 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> N
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_command_whose_output_somebody_else_keeps_open_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dirac_process, "_GRACE_S", 0.5)
+    began = time.monotonic()
+    ran = run(["sh", "-c", "echo begun; setsid sleep 20 & sleep 20"], 0.5)
+    assert ran.late and time.monotonic() - began < 10
