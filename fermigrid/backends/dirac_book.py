@@ -21,7 +21,7 @@ from typing import Any
 
 from fermigrid.backends import JobSeen, RenderedBatch
 from fermigrid.backends.dirac_states import Known, ServerJob, Stage
-from fermigrid.errors import BackendUnavailable
+from fermigrid.errors import BackendUnavailable, RunFolderError
 from fermigrid.plainfile import read_plain, whole_file
 from fermigrid.states import Seen
 
@@ -120,22 +120,26 @@ def make_book(batch: RenderedBatch, where: str, ids: Sequence[int]) -> Book:
 
 
 def note_killed(batch: RenderedBatch, ids: Iterable[int]) -> None:
-    """Write down, before they are killed, jobs that fermigrid takes back: none of them has landed."""
+    """Write down, before they are killed, jobs that fermigrid takes back: none of them has landed. Raises
+    RunFolderError."""
     path = batch.work_dir.absolute() / KILLED
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(handle, "".join(f"{job}\n" for job in ids).encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write("".join(f"\n{job}" for job in ids) + "\n")  # what a killed one left unfinished ends there
+            file.flush()
+            os.fsync(handle)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def that_count(batch: RenderedBatch, jobs: Iterable[ServerJob]) -> list[ServerJob]:
     """Jobs of the server without those that fermigrid itself took back and killed."""
     try:
-        killed = {int(line) for line in read_plain(batch.work_dir.absolute() / KILLED).split()}
+        lines = read_plain(batch.work_dir.absolute() / KILLED).split()
     except FileNotFoundError:
         return list(jobs)
+    killed = {int(line) for line in lines if line.isdigit()}
     return [job for job in jobs if not (job.stage is Stage.KILLED and job.id in killed)]
 
 

@@ -16,7 +16,14 @@ from fermigrid.backends import RenderedBatch
 from fermigrid.backends.dirac_book import note_killed, that_count
 from fermigrid.backends.dirac_states import ServerJob, Stage, choose, twins
 from fermigrid.backends.dirac_transport import Denied, Sent, Transport, Unreachable
-from fermigrid.errors import BackendUnavailable, FermigridError, SecretRefused, SubmissionDoubt, SubmissionRefused
+from fermigrid.errors import (
+    BackendUnavailable,
+    FermigridError,
+    RunFolderError,
+    SecretRefused,
+    SubmissionDoubt,
+    SubmissionRefused,
+)
 from fermigrid.jdl import JdlDocument, documents, names_of
 
 T = TypeVar("T")
@@ -72,7 +79,9 @@ class Landing:
         except Unreachable as error:
             return str(error)
         except Denied as error:
-            if error.credentials and self.ids:
+            if not error.credentials:
+                return str(error)
+            if self.ids:
                 raise SubmissionDoubt(self._words(f"DIRAC does not let us in any more: {error}"), _LOG_IN) from error
             raise denied(self.batch, error) from error
         found = by_name(that_count(self.batch, jobs))
@@ -200,7 +209,7 @@ class Landing:
         if self.copies:
             try:
                 self._kill(self.copies)
-            except (Unreachable, Denied):
+            except (Unreachable, Denied, RunFolderError):
                 return
 
 
