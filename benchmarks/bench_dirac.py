@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.figures import Figure, seconds
-from fermigrid.backends import RenderedBatch, dirac
+from fermigrid.backends import Handle, RenderedBatch, dirac
 from fermigrid.jdl import documents, with_sandbox
 from tests.dirac.batches import Watch, ids_of, write_batch
 from tests.dirac.server import Server, call, start_server
@@ -59,7 +59,7 @@ def figures(full: bool) -> Iterator[Figure]:
 def measure(server: Server, folder: Path, jobs: int) -> Iterator[Figure]:
     os.environ |= {"DIRACX_URL": server.url, "DIRACX_CREDENTIALS_PATH": str(server.credentials)}
     dirac.submit(write_batch(folder, server.url, 40))
-    batch, handles = write_batch(folder, server.url, jobs, timeout_s=120), list[dirac.Handle]()
+    batch, handles = write_batch(folder, server.url, jobs, timeout_s=120), list[Handle]()
     posted = floor(batch, confirm=False)
     sent = seconds(lambda: handles.append(dirac.submit(batch)))
     confirmed = floor(batch, confirm=True)
